@@ -1,0 +1,72 @@
+"""The comparison of base and fine-tuned model, as a person reads it in a terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from howto.stop import Stop
+
+
+def print_comparison(metrics: Path, results: Path, answers: int) -> None:
+    """Print the scores in `metrics` and the first `answers` procedural rows of `results` side by side.
+
+    Raises:
+        Stop: one of the two is missing or damaged.
+    """
+    try:
+        measured = json.loads(metrics.read_text(encoding="utf-8"))
+        rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError as error:
+        raise Stop(f"{error.filename}: not there; make it with `dvc repro`") from None
+    except ValueError:
+        raise Stop(f"{metrics} or {results}: damaged; make both again with `dvc repro -f evaluate`") from None
+    console = Console(width=None if Console().is_terminal else 110)
+    console.print(_scores(measured))
+    console.print(
+        f"Echoing the intent scores {measured['floor']['echo_intent']:.4f}, echoing the context (else the intent) "
+        f"{measured['floor']['echo_context']:.4f}. Brackets hold intervals over rows.\n"
+    )
+    for row in _different_categories(rows, answers):
+        console.print(_side_by_side(row))
+
+
+def _scores(measured: dict[str, Any]) -> Table:
+    table = Table(title=f"ROUGE-L on {measured['rows']['test']} held-out rows", title_justify="left")
+    table.add_column("")
+    for heading in ("ROUGE-L", "interval", "ended by itself", "numbered 1 to n"):
+        table.add_column(heading, justify="right")
+    for name, label in (("base", "base model"), ("adapter", "fine-tuned"), ("delta", "difference")):
+        part = measured[name]
+        table.add_row(
+            label,
+            f"{part['rougeL']:+.4f}" if name == "delta" else f"{part['rougeL']:.4f}",
+            f"\\[{part['rougeL_low']:.4f}, {part['rougeL_high']:.4f}]",
+            _percent(part.get("ended_by_eos")),
+            _percent(part.get("well_numbered")),
+            end_section=name == "adapter",
+        )
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
+def _different_categories(rows: list[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
+    """The first `wanted` rows whose reference is a list of steps and that have no context; of them all if too few."""
+    steps = [row for row in rows if row["reference"].startswith("1.")]
+    plain = [row for row in steps if not row["context"]]
+    return (plain + [row for row in steps if row["context"]] + [row for row in rows if row not in steps])[:wanted]
+
+
+def _side_by_side(row: dict[str, Any]) -> Table:
+    table = Table(title=row["intent"], title_justify="left", title_style="bold", expand=True)
+    for name, label in (("base", "base model"), ("adapter", "fine-tuned")):
+        table.add_column(f"{label} ({row[f'{name}_rougeL']:.2f})", ratio=1, overflow="fold")
+    table.add_row(row["base"], row["adapter"])
+    return table

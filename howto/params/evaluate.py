@@ -1,0 +1,19 @@
+"""The `evaluate` section of params.yaml."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from howto.params.section import Section
+
+
+class Evaluate(Section):
+    """How predictions are scored."""
+
+    key: ClassVar[str] = "evaluate"
+    use_stemmer: bool
+    confidence: float = Field(gt=0, lt=1)
+    resamples: int = Field(ge=100)
+    seed: int

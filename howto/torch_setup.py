@@ -1,0 +1,42 @@
+"""How torch is set up, so that the same inputs give the same bytes whatever the machine is doing.
+
+Import this module, and call `set_up_torch`, before torch is imported anywhere else.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from howto.params.machine import Machine, ProfileMachine
+from howto.stop import Stop
+
+if TYPE_CHECKING:
+    import torch
+
+
+def set_up_torch(machine: Machine, profile: ProfileMachine) -> torch.device:
+    """Fix the number of threads, choose deterministic kernels, and give the device of the active profile.
+
+    Raises:
+        Stop: the profile wants a GPU and there is none.
+    """
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(machine.threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["HF_HUB_OFFLINE"] = "1"  # what a stage computes with lies in models/; nothing is looked up
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(machine.threads)
+    torch.use_deterministic_algorithms(True)
+    if profile.device == "cpu" or (profile.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise Stop(
+            "params.yaml: profiles.*.machine.device is cuda, and torch sees no GPU; set it to auto, or run on one"
+        )
+    return torch.device("cuda")

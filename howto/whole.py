@@ -1,0 +1,55 @@
+"""Files and folders that are whole or absent: written aside, then renamed into place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+
+@contextmanager
+def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:  # type: ignore[type-arg]
+    """Open a file that appears at `path` only when the block ends without an exception.
+
+    Until then it stands beside `path` under a name that begins with a dot and ends in `.part`; an
+    older file at `path` stays until it is replaced in one step.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _aside(path)
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
+    try:
+        with aside.open(mode, encoding=encoding, newline=newline) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to write into; it appears at `path` only when the block ends without an exception.
+
+    An older folder at `path` is replaced. A name that stays the same is no promise that the inode
+    does: readers that hold a file of the old folder open go on reading the old one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside, old = _aside(path), _aside(path)
+    aside.mkdir()
+    try:
+        yield aside
+        if path.exists():
+            path.rename(old)
+        aside.rename(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
