@@ -1,0 +1,1 @@
+"""What the stages know: prompts, rows, params, scores."""

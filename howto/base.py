@@ -80,7 +80,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, base: Path) -> PeftModel:
     lora_b = [weight for name, weight in adapted.named_parameters() if "lora_B" in name]
     if not any(bool(weight.any()) for weight in lora_b):
         raise Stop(f"{folder}: the adapter changes nothing (every B matrix is 0); train it with `dvc repro -f train`")
-    return adapted.eval()  # type: ignore[no-any-return]
+    return adapted.eval()
 
 
 def weights_sha256(folder: Path) -> str:

@@ -18,6 +18,7 @@ def check_sha256(path: Path, wanted: str | None, said: object) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if wanted and digest != wanted:
         raise Stop(
-            f"{said}: its sha256 is {digest}, and params.yaml wants {wanted}; if the new file is right, put its hash there"
+            f"{said}: its sha256 is {digest}, and params.yaml wants {wanted}; "
+            "if the new file is right, put its hash there"
         )
     return digest

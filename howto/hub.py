@@ -22,7 +22,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-
 from huggingface_hub.utils import logging
 
 from howto.stop import Stop

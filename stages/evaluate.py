@@ -10,12 +10,12 @@ writes:  metrics/metrics.json, metrics/rouge_by_category.csv, log/hasil.jsonl (b
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from howto.interval import bootstrap_interval
@@ -119,7 +119,7 @@ def measure(
     rouge: RougeL,
     params: Evaluate,
 ) -> dict[str, Any]:
-    """All numbers of metrics.json. Scores are ROUGE-L F-measures and shares in 0..1; `low` and `high` bound intervals."""
+    """All numbers of metrics.json: ROUGE-L (F-measure) and shares in 0..1; `low` and `high` bound an interval."""
     procedural = [number for number, row in enumerate(rows) if is_procedural(row.output)]
 
     def mean_and_interval(values: list[float]) -> dict[str, float]:
@@ -148,13 +148,10 @@ def measure(
 
 def write_by_category(rows: list[Row], scores: dict[str, list[float]]) -> None:
     """Mean ROUGE-L of both models in each category, in a form that `dvc plots` draws."""
+    table = pd.DataFrame({"category": [row.category for row in rows], **scores})
+    means = table.melt("category", var_name="model", value_name="rougeL").groupby(["category", "model"]).mean()
     with whole_file(BY_CATEGORY) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["category", "model", "rougeL"])
-        for category in sorted({row.category for row in rows}):
-            for model in MODELS:
-                own = [s for s, row in zip(scores[model], rows, strict=True) if row.category == category]
-                writer.writerow([category, model, round(fmean(own), 6)])
+        means.round(6).to_csv(file, lineterminator="\n")
 
 
 def _share(hits: list[bool]) -> float | None:

@@ -64,7 +64,7 @@ def main() -> None:
         )
     torch.manual_seed(shared.seed)  # before the adapter is initialised
     model = add_adapter(load_base(BASE, machine.precision, device), shared)
-    curve = fit(model, train_set, validation_set, shared, profile, device, tokenizer.eos_token_id)
+    curve = fit(model, train_set, validation_set, shared, profile, device=device, pad=tokenizer.eos_token_id)
 
     with whole_folder(ADAPTER) as folder:
         model.save_pretrained(folder)
@@ -86,7 +86,7 @@ def main() -> None:
         file.write("\n")
     print(
         f"train: {summary['steps']} steps on {len(train_set)} rows "
-        f"({summary['rows']['too_long']} too long, left out); "  # type: ignore[index]
+        f"({summary['rows']['too_long']} too long, left out); "
         f"validation loss {curve.kept_loss} after epoch {curve.kept_epoch} -> {ADAPTER}"
     )
 
@@ -114,12 +114,12 @@ def add_adapter(model: PreTrainedModel, params: Train) -> PeftModel:
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
     )
     try:
-        adapted = get_peft_model(model, config)  # type: ignore[arg-type]
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         linear = sorted({name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         if "target_modules" not in str(error).lower() and "target modules" not in str(error).lower():
@@ -129,7 +129,7 @@ def add_adapter(model: PreTrainedModel, params: Train) -> PeftModel:
             f"its linear layers are {', '.join(linear)}"
         ) from None
     adapted.peft_config["default"].base_model_name_or_path = str(BASE)
-    return adapted  # type: ignore[return-value]
+    return adapted
 
 
 def fit(
@@ -138,6 +138,7 @@ def fit(
     validation_set: list[Example],
     shared: Train,
     profile: ProfileTrain,
+    *,
     device: torch.device,
     pad: int,
     max_steps: int | None = None,
@@ -174,7 +175,7 @@ def fit(
                 total = 0.0
                 for batch in micro_batches(rows, profile.micro_batch_size, pad):
                     loss = response_loss(base, batch, device) / tokens
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    torch.autograd.backward(loss)
                     total += loss.item()
                 if not math.isfinite(total):
                     raise Stop(
@@ -184,7 +185,9 @@ def fit(
                 torch.nn.utils.clip_grad_norm_(weights, shared.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-                part = epoch - 1 + min(1.0, (len(curve.train) % (steps / profile.epochs) + 1) / (steps / profile.epochs))
+                part = (
+                    epoch - 1 + min(1.0, (len(curve.train) % (steps / profile.epochs) + 1) / (steps / profile.epochs))
+                )
                 curve.train.append((len(curve.train) + 1, round(part, 4), round(rate, 9), round(total, 6)))
                 progress.update()
                 progress.set_postfix(loss=f"{total:.3f}", epoch=epoch)
@@ -231,7 +234,9 @@ def mean_loss(model: PeftModel, examples: list[Example], size: int, device: torc
     return sum(losses) / sum(len(example.completion) for example in examples)
 
 
-def _write_csv(path: Path, header: list[str], rows: list[tuple[int, float, float, float]] | list[tuple[int, int, float]]) -> None:
+def _write_csv(
+    path: Path, header: list[str], rows: list[tuple[int, float, float, float]] | list[tuple[int, int, float]]
+) -> None:
     with whole_file(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)

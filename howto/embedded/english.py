@@ -28,7 +28,9 @@ IRREGULAR = {
 }  # fmt: skip
 
 # Verbs of two syllables whose last consonant doubles; those of one syllable follow a rule.
-DOUBLING = {"repot", "unplug", "unclip", "unpin", "unwrap", "unzip", "prefer", "refit", "unpeg", "unscrew"} - {"unscrew"}
+DOUBLING = {"repot", "unplug", "unclip", "unpin", "unwrap", "unzip", "prefer", "refit", "unpeg", "unscrew"} - {
+    "unscrew"
+}
 
 
 def past(verb: str) -> str:

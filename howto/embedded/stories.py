@@ -85,4 +85,3 @@ def draw_story(random: Random, kind: Kind, thing: str, job: Job) -> Story:
 def letter(story: Story, friend: str, lines: list[str]) -> str:
     """A short letter from the story's person to `friend`."""
     return "\n".join([f"Dear {friend},", *lines, f"Yours, {story.person}"])
-

@@ -119,8 +119,8 @@ def _read_out(kind: Kind) -> None:
     for number, job in enumerate(kind.jobs):
         told = Told(kind, things[number % len(things)])
         print(f"\nHow do I {told.imperative(job.job)}?   tools: {job.tools}   materials: {job.materials}")
-        for step, text in enumerate(job.steps, 1):
-            print(f"{step}. {told.imperative(text)}\n     Mara {told.past(text, 'her')}")
+        for count, text in enumerate(job.steps, 1):
+            print(f"{count}. {told.imperative(text)}\n     Mara {told.past(text, 'her')}")
     for number, situation in enumerate(kind.situations):
         told = Told(kind, things[number % len(things)])
         step = situation.first or situation.last or ""

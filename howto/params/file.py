@@ -1,6 +1,6 @@
 """Reading params.yaml: the whole file is checked before any stage does anything.
 
-    python -m howto.params.file      checks params.yaml and says which profile is active
+python -m howto.params.file      checks params.yaml and says which profile is active
 """
 
 from __future__ import annotations

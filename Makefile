@@ -1,0 +1,27 @@
+# `make run`: set up, run the whole pipeline, print the comparison.   `make test`: lint, types, tests.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.installed
+	@. $(BIN)/activate && python -m howto.params.file && dvc repro && echo && python -m stages.evaluate --show 3
+
+test: $(VENV)/.installed-test
+	@. $(BIN)/activate && ruff check . && ruff format --check . && mypy && pytest
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# The stamp says which lock is installed: a changed lock installs again, an unchanged one takes no time.
+$(VENV)/.installed: requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed requirements-test.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.lock
+	touch $@

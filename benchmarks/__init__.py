@@ -1,0 +1,1 @@
+"""Measurements, one script each, with its results in `results/`."""

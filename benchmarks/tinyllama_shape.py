@@ -1,0 +1,152 @@
+"""The pipeline's own code on the real shape of TinyLlama-1.1B, with random weights and the real tokenizer.
+
+Two training steps, save, load, and one short generation: what is timed is real, what is written is noise.
+
+    python -m benchmarks.tinyllama_shape FOLDER [--device cuda] [--rows FILE] [--output FILE]
+
+FOLDER holds TinyLlama's config.json and tokenizer; FILE is a JSONL file with Dolly's columns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from howto.params.file import read_params
+from howto.params.machine import Machine, ProfileMachine
+from howto.params.train import ProfileTrain, Train
+from howto.rows import RawRow, Row, number_rows
+from howto.torch_setup import set_up_torch
+from howto.whole import whole_file
+
+STEPS, NEW_TOKENS = 2, 16
+
+
+def main() -> None:
+    """Run and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--precision", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    params = read_params()
+    machine = ProfileMachine(device=arguments.device, precision=arguments.precision)
+    device = set_up_torch(params.section(Machine), machine)
+    shared = params.section(Train)
+    profile = ProfileTrain(
+        epochs=1, learning_rate=2e-4, batch_size=arguments.batch_size, micro_batch_size=arguments.batch_size
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(arguments, shared, profile, device, Path(folder))
+    figures["machine"] = describe(device)
+    text = json.dumps(figures, indent=2)
+    print(text)
+    if arguments.output:
+        with whole_file(arguments.output) as file:
+            file.write(text + "\n")
+
+
+def measure(
+    arguments: argparse.Namespace, shared: Train, profile: ProfileTrain, device: Any, folder: Path
+) -> dict[str, Any]:
+    """Build the model, take the steps, and go through a file on disk to a generated text."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from howto.base import load_adapter, load_base, load_tokenizer
+    from howto.batches import encode
+    from howto.generation import generate
+    from howto.prompt import prompt_ids
+    from stages.train import add_adapter, fit
+
+    base, adapter = folder / "base", folder / "adapter"
+    shutil.copytree(arguments.folder, base)
+    torch.manual_seed(0)
+    random_model = AutoModelForCausalLM.from_config(
+        AutoConfig.from_pretrained(base), dtype=getattr(torch, arguments.precision)
+    )
+    random_model.save_pretrained(base)
+    parameters = random_model.num_parameters()
+    del random_model
+
+    rows: list[Row] = []
+    for _, raw in number_rows(arguments.rows, RawRow):
+        text = f"{raw.instruction}\n\n{raw.context}" if raw.context else str(raw.instruction)
+        rows.append(
+            Row(
+                id=str(len(rows)),
+                category="",
+                instruction="Write steps.",
+                input=text,
+                context="",
+                output=raw.response or "",
+            )
+        )
+        if len(rows) == STEPS * profile.batch_size:
+            break
+    tokenizer = load_tokenizer(base)
+    examples, _ = encode(tokenizer, rows, shared.max_length)
+    start = time.perf_counter()
+    model = add_adapter(load_base(base, arguments.precision, device), shared)
+    loaded = time.perf_counter()
+    curve = fit(model, examples, [], shared, profile, device=device, pad=tokenizer.eos_token_id, max_steps=STEPS)
+    trained = time.perf_counter()
+    model.save_pretrained(adapter)
+    del model
+    tuned = load_adapter(load_base(base, arguments.precision, device), adapter, base)
+    prompt = prompt_ids(tokenizer, "Write steps.", "How do I repot a fern?")
+    start_generation = time.perf_counter()
+    (answer,) = generate(tuned, tokenizer, [prompt], max_new_tokens=NEW_TOKENS, batch_size=1)
+    tokens = sum(len(example) for example in examples)
+    return {
+        "command": f"python -m benchmarks.tinyllama_shape {shlex.join(sys.argv[1:])}",
+        "parameters": parameters,
+        "steps": len(curve.train),
+        "losses": [loss for *_, loss in curve.train],
+        "real_tokens": tokens,
+        "load_seconds": round(loaded - start, 1),
+        "train_seconds": round(trained - loaded, 1),
+        "train_tokens_per_second": round(tokens / (trained - loaded), 1),
+        "generated_tokens": answer.new_tokens,
+        "generate_seconds": round(time.perf_counter() - start_generation, 1),
+        "peak_memory_gib": round(_peak_bytes(device) / 2**30, 2),
+    }
+
+
+def _peak_bytes(device: Any) -> int:
+    """Most memory held: of the GPU where there is one, else of this process."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def describe(device: Any) -> dict[str, str]:
+    """The machine that the figures are from."""
+    import torch
+    import transformers
+
+    cpu = [line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if "model name" in line]
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "cpu": f"{cpu[0].split(':', 1)[1].strip()}, {torch.get_num_threads()} threads" if cpu else platform.machine(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What the tests share: a workplace with a tiny model, and the stages run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+REAL = ROOT.parent / "shared" / "data"
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real Dolly rows and TinyLlama's real tokenizer, where this machine has them."""
+    if not REAL.is_dir():
+        pytest.skip("the real data is not beside the project on this machine")
+    return REAL
+
+
+@pytest.fixture(scope="session")
+def small_params() -> str:
+    """params.yaml with the embedded profile so small that every stage takes seconds."""
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    for old, new in {
+        "vocabulary: 3072": "vocabulary: 600",
+        "hidden_size: 160": "hidden_size: 32",
+        "layers: 3": "layers: 1",
+        "heads: 4": "heads: 2",
+        "rows: 2100": "rows: 120",
+        "epochs: 2 ": "epochs: 1 ",
+        "resamples: 10000": "resamples: 200",
+        "max_new_tokens: 256": "max_new_tokens: 24",
+    }.items():
+        assert old in text, f"params.yaml no longer says {old!r}"
+        text = text.replace(old, new)
+    start = text.index("passes:")
+    return text[:start] + "passes: 1" + text[text.index(" ", start + 8) :]
+
+
+def run_stage(folder: Path, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """`python -m <arguments>` in `folder`, with this project's modules."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        check=False,
+        cwd=folder,
+        env=environment,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, small_params: str) -> Path:
+    """A folder in which every stage of a tiny embedded run has ended. Not to be changed: see `workplace`."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "params.yaml").write_text(small_params, encoding="utf-8")
+    for arguments in (
+        ["stages.fetch_model"],
+        ["stages.fetch_data"],
+        ["stages.prepare"],
+        ["stages.train"],
+        ["stages.infer", "--stage", "base"],
+        ["stages.infer", "--stage", "adapter"],
+        ["stages.evaluate"],
+    ):
+        done = run_stage(folder, *arguments)
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+    return folder
+
+
+@pytest.fixture
+def workplace(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished folder that a test may damage."""
+    return Path(shutil.copytree(finished, tmp_path / "workplace"))

@@ -1,0 +1,175 @@
+"""Missing or damaged inputs end a stage with one line, a non-zero exit and no partial output."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.conftest import run_stage
+
+BASE, ADAPTER = "models/base", "models/adapter"
+PREPARED = "data/prepared"
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return damage
+
+
+def write(name: str, text: str | bytes) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+
+    return damage
+
+
+def cut(name: str, size: int) -> Callable[[Path], None]:
+    """Cut the last `size` bytes off."""
+
+    def damage(folder: Path) -> None:
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[:-size])
+
+    return damage
+
+
+def append(name: str, text: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        with (folder / name).open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    return damage
+
+
+def drop_line(name: str, number: int) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        lines = (folder / name).read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / name).write_text("".join(lines[: number - 1] + lines[number:]), encoding="utf-8")
+
+    return damage
+
+
+def adapter_of_another_base(folder: Path) -> None:
+    (folder / ADAPTER / "base_model.json").write_text(json.dumps({"weights_sha256": "0" * 64}), encoding="utf-8")
+
+
+def adapter_of_another_shape(folder: Path) -> None:
+    (folder / ADAPTER / "base_model.json").unlink()
+    path = folder / ADAPTER / "adapter_model.safetensors"
+    save_file({name: weight[..., :-1].copy() for name, weight in load_file(path).items()}, path)
+
+
+def adapter_of_zeros(folder: Path) -> None:
+    path = folder / ADAPTER / "adapter_model.safetensors"
+    save_file({name: weight * 0 for name, weight in load_file(path).items()}, path)
+
+
+TRAIN, INFER, EVALUATE = ["stages.train"], ["stages.infer", "--stage", "adapter"], ["stages.evaluate"]
+OUTPUTS = {
+    "stages.prepare": "data/prepared",
+    "stages.train": ADAPTER,
+    "stages.infer": "data/predictions/adapter.jsonl",
+    "stages.evaluate": "metrics/metrics.json",
+}
+
+CASES: dict[str, tuple[list[str], Callable[[Path], None], str]] = {
+    "prepare: no raw folder": (["stages.prepare"], remove("data/raw"), "data/raw"),
+    "prepare: no file in it": (["stages.prepare"], remove("data/raw/embedded.jsonl"), "data/raw: no .jsonl file"),
+    "prepare: cut line": (["stages.prepare"], cut("data/raw/embedded.jsonl", 9), "data/raw/embedded.jsonl:"),
+    "prepare: a list for a row": (
+        ["stages.prepare"],
+        write("data/raw/embedded.jsonl", "[1, 2]\n"),
+        "embedded.jsonl:1:",
+    ),
+    "prepare: a number for a text": (
+        ["stages.prepare"],
+        write("data/raw/embedded.jsonl", '{"instruction": "a", "response": 3}\n'),
+        "embedded.jsonl:1: field 'response'",
+    ),
+    "prepare: a missing column": (
+        ["stages.prepare"],
+        write("data/raw/embedded.jsonl", '{"instruction": "a"}\n'),
+        "embedded.jsonl:1: field 'response' is missing",
+    ),
+    "prepare: not UTF-8": (
+        ["stages.prepare"],
+        write("data/raw/embedded.jsonl", b'{"instruction": "\xff"}\n'),
+        "embedded.jsonl:1:",
+    ),
+    "prepare: too few rows": (
+        ["stages.prepare"],
+        write("data/raw/embedded.jsonl", '{"instruction": "a", "response": "b"}\n'),
+        "data/raw: 1 usable rows leave none for",
+    ),
+    "prepare: only empty rows": (
+        ["stages.prepare"],
+        write("data/raw/embedded.jsonl", '{"instruction": "", "response": "b"}\n'),
+        "data/raw: no usable row in 1",
+    ),
+    "train: no base folder": (TRAIN, remove(BASE), "models/base: no such folder"),
+    "train: no config": (TRAIN, remove(f"{BASE}/config.json"), "models/base/config.json"),
+    "train: damaged config": (TRAIN, write(f"{BASE}/config.json", "{"), "models/base"),
+    "train: no weights": (TRAIN, remove(f"{BASE}/model.safetensors"), "models/base"),
+    "train: cut weights": (TRAIN, cut(f"{BASE}/model.safetensors", 100), "models/base"),
+    "train: no tokenizer": (TRAIN, remove(f"{BASE}/tokenizer.json"), "models/base"),
+    "train: damaged tokenizer": (TRAIN, write(f"{BASE}/tokenizer.json", "{}"), "models/base"),
+    "train: no prepared rows": (TRAIN, remove(f"{PREPARED}/train.jsonl"), "data/prepared/train.jsonl: not there"),
+    "train: empty prepared file": (TRAIN, write(f"{PREPARED}/train.jsonl", ""), "data/prepared/train.jsonl: no rows"),
+    "train: cut line": (TRAIN, cut(f"{PREPARED}/train.jsonl", 9), "data/prepared/train.jsonl:"),
+    "infer: no test rows": (INFER, remove(f"{PREPARED}/test.jsonl"), "data/prepared/test.jsonl: not there"),
+    "infer: no adapter": (INFER, remove(ADAPTER), "models/adapter/adapter_config.json: not there"),
+    "infer: cut adapter": (INFER, cut(f"{ADAPTER}/adapter_model.safetensors", 100), "models/adapter"),
+    "infer: damaged adapter config": (INFER, write(f"{ADAPTER}/adapter_config.json", "{"), "models/adapter"),
+    "infer: adapter for another base": (INFER, adapter_of_another_base, "trained on another base model"),
+    "infer: adapter of another shape": (INFER, adapter_of_another_shape, "does not fit models/base"),
+    "infer: adapter that changes nothing": (INFER, adapter_of_zeros, "changes nothing"),
+    "evaluate: no predictions": (EVALUATE, remove("data/predictions/base.jsonl"), "data/predictions/base.jsonl: not"),
+    "evaluate: cut predictions": (EVALUATE, cut("data/predictions/base.jsonl", 9), "data/predictions/base.jsonl:"),
+    "evaluate: a prediction too few": (
+        EVALUATE,
+        drop_line("data/predictions/adapter.jsonl", 2),
+        "data/predictions/adapter.jsonl:2: answers row",
+    ),
+    "evaluate: a prediction too many": (
+        EVALUATE,
+        append(
+            "data/predictions/adapter.jsonl",
+            '{"id": "x", "text": "", "prompt_tokens": 1, "new_tokens": 0, "stop": "eos"}\n',
+        ),
+        "predictions for the",
+    ),
+    "show: no results": (["stages.evaluate", "--show", "1"], remove("log/hasil.jsonl"), "log/hasil.jsonl: not there"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_damaged_input_ends_in_one_line_and_leaves_no_partial_output(name: str, workplace: Path) -> None:
+    arguments, damage, said = CASES[name]
+    damage(workplace)
+    before = sorted(path.relative_to(workplace) for path in workplace.rglob("*"))
+    output = workplace / OUTPUTS[arguments[0]]
+    content = output.read_bytes() if output.is_file() else None
+    done = run_stage(workplace, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ") and said in done.stderr
+    assert sorted(path.relative_to(workplace) for path in workplace.rglob("*")) == before
+    assert content is None or output.read_bytes() == content
+
+
+def test_a_wrong_param_stops_every_stage_before_it_does_anything(tmp_path: Path, small_params: str) -> None:
+    (tmp_path / "params.yaml").write_text(small_params.replace("    r: 8 ", "    rank: 8 "), encoding="utf-8")
+    for stage in ("fetch_model", "fetch_data", "prepare", "train", "infer", "evaluate"):
+        arguments = ["--stage", "base"] if stage == "infer" else []
+        done = run_stage(tmp_path, f"stages.{stage}", *arguments)
+        assert done.returncode == 1
+        assert "train.lora.rank: unknown key; is r meant?" in done.stderr and done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]

@@ -1,0 +1,103 @@
+"""params.yaml is checked as a whole; each mistake is one line that names file, line and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from howto.params.evaluate import Evaluate
+from howto.params.file import read_params
+from howto.params.model import EmbeddedModel, Model, OutsideModel
+from howto.params.train import ProfileTrain, Train
+from howto.stop import Stop
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+def edited(tmp_path: Path, old: str, new: str) -> Path:
+    assert old in TEXT
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT.replace(old, new, 1), encoding="utf-8")
+    return path
+
+
+def test_the_committed_file_is_valid_and_its_active_profile_is_embedded() -> None:
+    params = read_params(ROOT / "params.yaml")
+    assert params.profile == "embedded"
+    assert isinstance(params.section(Model).root, EmbeddedModel)
+
+
+def test_the_tinyllama_profile_holds_the_pinned_model_and_the_published_settings(tmp_path: Path) -> None:
+    params = read_params(edited(tmp_path, "profile: embedded", "profile: tinyllama"))
+    model = params.section(Model).root
+    assert isinstance(model, OutsideModel)
+    assert model.revision == "fe8a4ea1ffedaf415f4da2f062534de366a451e6"
+    profile, shared = params.section(ProfileTrain), params.section(Train)
+    assert (profile.epochs, profile.learning_rate) == (10, 2e-4)
+    assert (shared.lora.r, shared.lora.alpha, shared.lora.dropout, shared.max_length) == (8, 16, 0.05, 512)
+
+
+@pytest.mark.parametrize("written", ["1e-05", "1.0e-5", "0.00001"])
+def test_a_learning_rate_in_any_notation_is_a_float(tmp_path: Path, written: str) -> None:
+    params = read_params(edited(tmp_path, "learning_rate: 6.0e-3", f"learning_rate: {written}"))
+    assert params.section(ProfileTrain).learning_rate == 1e-5
+
+
+def test_every_section_of_every_profile_can_be_read(tmp_path: Path) -> None:
+    assert read_params(ROOT / "params.yaml").section(Evaluate).confidence == 0.95
+
+
+MISTAKES = {
+    "unknown key": ("    r: 8 ", "    rank: 8 ", "train.lora.rank: unknown key; is r meant?"),
+    "unknown section": ("\ntrain:", "\ntrian:", "trian: unknown key; is train meant?"),
+    "unknown key in a profile": ("      layers: ", "      layer: ", "profiles.embedded.model.layer: unknown key"),
+    "missing key": ("  seed: 42", "  #", "train.seed: this key is missing"),
+    "missing section": ("evaluate:\n  use_stemmer: true", "#\n#", "params.yaml"),
+    "text for a number": ("alpha: 16 ", 'alpha: "16" ', "train.lora.alpha: a valid number is wanted, not '16'"),
+    "not a number": ("2.0e-4", "2.0e-4x", "profiles.tinyllama.train.learning_rate: a valid number is wanted"),
+    "float for an int": ("    r: 8 ", "    r: 8.5 ", "train.lora.r: "),
+    "bool for an int": ("threads: 2 ", "threads: true ", "machine.threads: a valid integer is wanted, not True"),
+    "out of range": ("dropout: 0.05", "dropout: 1.5", "train.lora.dropout: less than 1 is wanted, not 1.5"),
+    "not a number at all": ("dropout: 0.05", "dropout: .nan", "train.lora.dropout: "),
+    "unknown choice": ("keep: best ", "keep: bset ", "train.keep: 'best' or 'last' is wanted, not 'bset'"),
+    "null": ("schedule: cosine", "schedule:", "train.schedule: "),
+    "unknown profile": ("profile: embedded", "profile: gpt5", "profile: there is no profile 'gpt5'; choose one of"),
+    "no profile": ("profile: embedded", "#", "profile: this key is missing"),
+    "shares that leave no row": ("test_share: 0.1 ", "test_share: 0.95 ", "prepare: validation_share and test_share"),
+    "micro batches that do not fit": (
+        "micro_batch_size: 16",
+        "micro_batch_size: 5",
+        "batch_size must be a multiple of micro_batch_size",
+    ),
+    "a hash that is none": ("weights_sha256: 6e60", "weights_sha256: 6e6", "profiles.tinyllama.model.weights_sha256"),
+    "a key twice": ("  seed: 42", "  max_length: 1\n  seed: 42", 'found duplicate key "max_length"'),
+    "not YAML": ("\ntrain:", "\n  - train:", "params.yaml:"),
+    "a list for a mapping": ("\nmachine:\n  threads: 2 ", "\nmachine:\n  - 2 ", "machine: "),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, name: str) -> None:
+    old, new, said = MISTAKES[name]
+    path = edited(tmp_path, old, new)
+    with pytest.raises(Stop) as stop:
+        read_params(path)
+    message = str(stop.value)
+    assert said in message and message.startswith(str(path)) and "\n" not in message
+
+
+def test_the_line_of_a_mistake_is_named(tmp_path: Path) -> None:
+    path = edited(tmp_path, "    r: 8 ", "    r: -8 ")
+    line = TEXT[: TEXT.index("    r: 8 ")].count("\n") + 1
+    with pytest.raises(Stop, match=f"params.yaml:{line}: train.lora.r"):
+        read_params(path)
+
+
+def test_a_missing_file_and_one_that_is_not_utf8_are_named(tmp_path: Path) -> None:
+    with pytest.raises(Stop, match="not there"):
+        read_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_bytes(b"profile: \xff")
+    with pytest.raises(Stop, match="byte 9 is not UTF-8"):
+        read_params(tmp_path / "params.yaml")

@@ -1,0 +1,100 @@
+"""Real DVC on a tiny embedded run: what is rerun after a change, and what is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def run(folder: Path, *command: str) -> str:
+    """The output of a command that succeeds."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
+    environment |= {
+        f"GIT_{role}_{part}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for part in ("NAME", "EMAIL")
+    }
+    done = subprocess.run(
+        command, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def stages_run(output: str) -> list[str]:
+    return re.findall(r"Running stage '([^']+)'", output)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory, small_params: str) -> Path:
+    """The project in a git repository of its own, with a tiny embedded profile, run once and committed."""
+    folder = tmp_path_factory.mktemp("project")
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        check=True, cwd=ROOT, capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in names:
+        if name != "dvc.lock" and not name.startswith("metrics/") and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    (folder / "params.yaml").write_text(small_params, encoding="utf-8")
+    run(folder, "git", "init", "-q")
+    ran = stages_run(run(folder, "dvc", "repro"))
+    assert sorted(ran) == ["evaluate", "fetch_data", "fetch_model", "infer@adapter", "infer@base", "prepare", "train"]
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-qm", "run")
+    return folder
+
+
+def test_a_second_repro_runs_no_stage(clone: Path) -> None:
+    assert stages_run(run(clone, "dvc", "repro")) == []
+    assert run(clone, "git", "status", "--short") == ""
+
+
+def test_dvc_writes_no_gitignore_of_its_own(clone: Path) -> None:
+    assert sorted(str(path.relative_to(clone)) for path in clone.rglob(".gitignore")) == [
+        ".dvc/.gitignore",
+        ".gitignore",
+    ]
+
+
+def test_a_comment_in_params_yaml_reruns_nothing(clone: Path) -> None:
+    path = clone / "params.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text("# A remark.\n" + text.replace("# int; rank of the adapter", "# another remark"), encoding="utf-8")
+    assert stages_run(run(clone, "dvc", "repro")) == []
+    path.write_text(text, encoding="utf-8")
+
+
+def test_another_rank_reruns_training_and_what_follows_and_shows_in_the_metrics(clone: Path) -> None:
+    output = run(clone, "dvc", "exp", "run", "-S", "train.lora.r=16")
+    assert sorted(stages_run(output)) == ["evaluate", "infer@adapter", "train"]
+    difference = json.loads(run(clone, "dvc", "params", "diff", "--json"))
+    assert difference["params.yaml"]["train.lora.r"] == {"old": 8, "new": 16, "diff": 8}
+    changed = json.loads(run(clone, "dvc", "metrics", "diff", "--json"))
+    assert changed["metrics/train.json"]["trainable_parameters"]["diff"] > 0
+    run(clone, "git", "checkout", "-q", ".")
+    run(clone, "dvc", "checkout", "-q")
+    # back at the first rank everything is as it was, and the run-cache knows it
+    assert stages_run(run(clone, "dvc", "repro")) == []
+
+
+def test_another_way_to_score_reruns_evaluate_alone(clone: Path) -> None:
+    assert stages_run(run(clone, "dvc", "exp", "run", "-S", "evaluate.use_stemmer=false")) == ["evaluate"]
+    run(clone, "git", "checkout", "-q", ".")
+    run(clone, "dvc", "checkout", "-q")
+
+
+def test_a_learning_rate_as_dvc_writes_it_is_understood(clone: Path) -> None:
+    output = run(clone, "dvc", "exp", "run", "-S", "profiles.embedded.train.learning_rate=1e-5")
+    assert sorted(stages_run(output)) == ["evaluate", "infer@adapter", "train"]
+    assert "1e-05" in (clone / "params.yaml").read_text(encoding="utf-8")
+    run(clone, "git", "checkout", "-q", ".")
+    run(clone, "dvc", "checkout", "-q")
