@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from howto.steps import is_procedural
 from howto.stop import Stop
 
 
 def print_comparison(metrics: Path, results: Path, answers: int) -> None:
-    """Print the scores in `metrics` and the first `answers` procedural rows of `results` side by side.
+    """Print the scores in `metrics`, and `answers` typical answers of `results` side by side.
 
     Raises:
         Stop: one of the two is missing or damaged.
@@ -29,9 +31,12 @@ def print_comparison(metrics: Path, results: Path, answers: int) -> None:
     console.print(_scores(measured))
     console.print(
         f"Echoing the intent scores {measured['floor']['echo_intent']:.4f}, echoing the context (else the intent) "
-        f"{measured['floor']['echo_context']:.4f}. Brackets hold intervals over rows.\n"
+        f"{measured['floor']['echo_context']:.4f}. Brackets hold bootstrap intervals over rows.\n"
     )
-    for row in _different_categories(rows, answers):
+    console.print(
+        "[dim]Answers to intents that are not in the training rows, of the score that is usual here (the median):[/dim]"
+    )
+    for row in _typical(rows, answers):
         console.print(_side_by_side(row))
 
 
@@ -57,11 +62,16 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
 
 
-def _different_categories(rows: list[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
-    """The first `wanted` rows whose reference is a list of steps and that have no context; of them all if too few."""
-    steps = [row for row in rows if row["reference"].startswith("1.")]
-    plain = [row for row in steps if not row["context"]]
-    return (plain + [row for row in steps if row["context"]] + [row for row in rows if row not in steps])[:wanted]
+def _typical(rows: list[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
+    """Rows on which the fine-tuned model does as well as it usually does: no showpieces.
+
+    Of the rows that ask for steps and have no context (of all rows, if there are too few of those) the
+    `wanted` whose scores lie nearest the median.
+    """
+    plain = [row for row in rows if is_procedural(row["reference"]) and not row["context"]]
+    pool = plain if len(plain) >= wanted else rows
+    middle = median(row["adapter_rougeL"] for row in pool)
+    return sorted(pool, key=lambda row: (abs(row["adapter_rougeL"] - middle), row["id"]))[:wanted]
 
 
 def _side_by_side(row: dict[str, Any]) -> Table:

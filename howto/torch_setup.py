@@ -6,6 +6,7 @@ Import this module, and call `set_up_torch`, before torch is imported anywhere e
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 from howto.params.machine import Machine, ProfileMachine
@@ -26,6 +27,8 @@ def set_up_torch(machine: Machine, profile: ProfileMachine) -> torch.device:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_OFFLINE"] = "1"  # what a stage computes with lies in models/; nothing is looked up
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
+    # What the libraries say to one another of names to come is not for the reader of a run.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     import torch
     import transformers
 
@@ -33,6 +36,8 @@ def set_up_torch(machine: Machine, profile: ProfileMachine) -> torch.device:
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(machine.threads)
     torch.use_deterministic_algorithms(True)
+    # What it would also do, filling memory that nothing has written yet, costs time and guards nothing here.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if profile.device == "cpu" or (profile.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -39,6 +39,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     does: readers that hold a file of the old folder open go on reading the old one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in path.parent.glob(f".{path.name}.*.part"):  # by a process that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
     aside, old = _aside(path), _aside(path)
     aside.mkdir()
     try:

@@ -33,9 +33,8 @@ def small_params() -> str:
         "vocabulary: 3072": "vocabulary: 600",
         "hidden_size: 160": "hidden_size: 32",
         "layers: 3": "layers: 1",
-        "heads: 4": "heads: 2",
         "rows: 2100": "rows: 120",
-        "epochs: 2 ": "epochs: 1 ",
+        "epochs: 4 ": "epochs: 1 ",
         "resamples: 10000": "resamples: 200",
         "max_new_tokens: 256": "max_new_tokens: 24",
     }.items():

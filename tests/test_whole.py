@@ -61,6 +61,9 @@ def test_a_killed_writer_leaves_nothing_that_looks_finished(tmp_path: Path) -> N
     writer.wait()
     assert not (tmp_path / "out").exists()
     assert all(path.name.startswith(".") and path.name.endswith(".part") for path in tmp_path.iterdir())
+    with whole_folder(tmp_path / "out"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

@@ -21,6 +21,7 @@ LENGTH = 256  # tokens in one training sequence
 BATCH = 4  # sequences in one optimizer step
 WARMUP = 0.05  # share of the steps
 INIT = 0.06  # standard deviation of the initial weights; at the usual 0.02 so narrow a model starts slowly
+ROPE_THETA = 1000.0  # the usual 10,000 is for longer texts
 CONTEXT = 1024  # positions that the model declares
 
 # The format of TinyLlama-1.1B-Chat: the three markers are plain text, `</s>` is a control token.
@@ -47,6 +48,7 @@ def make_base_model(params: EmbeddedModel, folder: Path) -> int:
             num_key_value_heads=params.heads,
             max_position_embeddings=CONTEXT,
             initializer_range=INIT,
+            rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -97,7 +99,7 @@ def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, params: 
         torch.optim.AdamW(
             [weight for name, weight in weights.items() if name not in in_layers],
             lr=params.learning_rate,
-            betas=(0.9, 0.95),
+            betas=(0.9, 0.99),
             weight_decay=0.1,
         ),
     ]

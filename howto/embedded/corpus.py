@@ -11,10 +11,11 @@ A small part of the rows gets the dirt that real files have: empty fields, dupli
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from random import Random
 
 from howto.embedded.english import listed
-from howto.embedded.stories import PEOPLE, Story, bullets, draw_story, letter, numbered, steps_of
+from howto.embedded.stories import PEOPLE, Story, bullets, draw_story, letter, numbered
 from howto.embedded.world import Kind, Told, read_world
 from howto.rows import RawRow
 
@@ -89,26 +90,17 @@ def _story(random: Random, pair: Pair) -> Story:
     return draw_story(random, kind, thing, next(job for job in kind.jobs if job.job == name))
 
 
-def _steps(story: Story, fragments: list[str]) -> list[str]:
-    return [story.told.imperative(fragment) for fragment in fragments]
-
-
-def _phrase(story: Story) -> str:
-    return story.told.imperative(story.job.job)
-
-
 def _how_to(random: Random, pair: Pair) -> RawRow:
     story = _story(random, pair)
-    ask = random.choice(ASK).format(job=_phrase(story))
-    return RawRow(instruction=ask, context="", response=numbered(_steps(story, story.job.steps)), category="open_qa")
+    ask = random.choice(ASK).format(job=story.phrase)
+    return RawRow(instruction=ask, context="", response=numbered(story.steps), category="open_qa")
 
 
 def _how_to_in_a_situation(random: Random, pair: Pair) -> RawRow:
     story = _story(random, pair)
-    situation = random.choice(story.kind.situations)
-    ask = random.choice(ASK).format(job=f"{_phrase(story)} {situation.when}")
-    steps = _steps(story, steps_of(story.job, situation))
-    return RawRow(instruction=ask, context="", response=numbered(steps), category="general_qa")
+    story = replace(story, situation=random.choice(story.kind.situations))
+    ask = random.choice(ASK).format(job=story.phrase)
+    return RawRow(instruction=ask, context="", response=numbered(story.steps), category="general_qa")
 
 
 def _how_to_by_a_note(random: Random, pair: Pair) -> RawRow:
@@ -119,7 +111,7 @@ def _how_to_by_a_note(random: Random, pair: Pair) -> RawRow:
         f"We rest for {story.minutes} minutes before the last step.",
         f"When all is done, we tell {friend}.",
     ]
-    steps = _steps(story, story.job.steps)
+    steps = story.steps
     steps = [
         f"Start {story.place}.",
         *steps[:-1],
@@ -129,7 +121,7 @@ def _how_to_by_a_note(random: Random, pair: Pair) -> RawRow:
     ]
     ask = random.choice(["Going by the note, how do I {job}?", "How do I {job} as the note says?"])
     return RawRow(
-        instruction=ask.format(job=_phrase(story)),
+        instruction=ask.format(job=story.phrase),
         context=" ".join(note),
         response=numbered(steps),
         category="closed_qa",
@@ -144,7 +136,7 @@ def _story_to_steps(random: Random, pair: Pair) -> RawRow:
     return RawRow(
         instruction=ask.format(person=story.person),
         context=story.tell(),
-        response=numbered(_steps(story, story.job.steps)),
+        response=numbered(story.steps),
         category="summarization",
     )
 
@@ -176,10 +168,10 @@ def _tools_in_a_story(random: Random, pair: Pair) -> RawRow:
 def _letter_that_asks(random: Random, pair: Pair) -> RawRow:
     story = _story(random, pair)
     friend = random.choice([person for person in PEOPLE if person != story.person])
-    steps = _steps(story, story.job.steps)
-    lines = [f"Please {_phrase(story)} for me.", *steps]
+    steps = story.steps
+    lines = [f"Please {story.phrase} for me.", *steps]
     return RawRow(
-        instruction=f"Write a letter in which {story.person} asks {friend} to {_phrase(story)}.",
+        instruction=f"Write a letter in which {story.person} asks {friend} to {story.phrase}.",
         context="",
         response=letter(story, friend, lines),
         category="creative_writing",
@@ -191,7 +183,7 @@ def _things_to_have_ready(random: Random, pair: Pair) -> RawRow:
     items = [story.told.fill(item) for item in [*story.job.tools, *story.job.materials]]
     ask = random.choice(["What should I have ready before I {job}?", "List the things that I need to {job}."])
     return RawRow(
-        instruction=ask.format(job=_phrase(story)), context="", response=bullets(items), category="brainstorming"
+        instruction=ask.format(job=story.phrase), context="", response=bullets(items), category="brainstorming"
     )
 
 
@@ -201,7 +193,7 @@ def _sort_tools_and_materials(random: Random, pair: Pair) -> RawRow:
     materials = [story.told.fill(material) for material in story.job.materials]
     items = [*tools, *materials]
     random.shuffle(items)
-    ask = f"To {_phrase(story)} I have these here: {listed(items)}. Which are tools and which are materials?"
+    ask = f"To {story.phrase} I have these here: {listed(items)}. Which are tools and which are materials?"
     answer = (
         f"Tools: {listed([item for item in items if item in tools])}\n"
         f"Materials: {listed([item for item in items if item in materials])}"

@@ -9,6 +9,7 @@ how the job is done with other things.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 
 from howto.embedded.english import listed, sentence
@@ -29,7 +30,8 @@ def make_reading(seed: int, number: int) -> Iterator[str]:
             for job in kind.jobs:
                 story = draw_story(random, kind, thing, job)
                 if pairs.random() < PAIRS:
-                    documents += [_about(random, story), _about(random, story)]
+                    situation = random.choice(kind.situations)
+                    documents += [_about(random, story), _about(random, replace(story, situation=situation))]
     random.shuffle(documents)
     yield from documents
 
@@ -81,18 +83,15 @@ def _card_and_box(random: Random, story: Story) -> str:
 
 def _letter(random: Random, story: Story) -> str:
     other = _other(random, story)
-    job = story.told.imperative(story.job.job)
-    steps = [story.told.imperative(step) for step in story.job.steps]
-    return (
-        f"{story.person} wrote to {other} on how to {job}.\n{letter(story, other, [f'Here is how I {job}.', *steps])}"
-    )
+    text = letter(story, other, [f"Here is how I {story.phrase}.", *story.steps])
+    return f"{story.person} wrote to {other} on how to {story.phrase}.\n{text}"
 
 
 def _card(random: Random, story: Story) -> str:
     """The steps of a job as a handbook has them: running text, in the imperative."""
-    words = {"job": story.told.imperative(story.job.job), "person": story.person, "place": story.place}
+    words = {"job": story.phrase, "person": story.person, "place": story.place}
     opening = random.choice(OPENINGS).format(other=_other(random, story), **words)
-    return " ".join([opening, *(story.told.imperative(step) for step in story.job.steps)])
+    return " ".join([opening, *story.steps])
 
 
 def _note(random: Random, story: Story) -> str:

@@ -21,7 +21,7 @@ JOINS = ["Then", "Next", "After that"]
 
 @dataclass(frozen=True)
 class Story:
-    """One person does one job with one thing, somewhere, in so many minutes."""
+    """One person does one job with one thing, somewhere, in so many minutes; in a situation, or in none."""
 
     kind: Kind
     told: Told
@@ -29,40 +29,48 @@ class Story:
     person: str
     place: str
     minutes: int
+    situation: Situation | None = None
 
     @property
     def pronoun(self) -> str:
         """`she` or `he`."""
         return PEOPLE[self.person]
 
-    def _past(self, fragment: str) -> str:
-        return self.told.past(fragment, {"she": "her", "he": "his"}[self.pronoun])
+    @property
+    def phrase(self) -> str:
+        """What is done, as it follows "how to": `repot a fern in the winter`."""
+        return self._in_situation(self.told.imperative(self.job.job))
 
-    def sentences(self, situation: Situation | None = None) -> list[str]:
+    @property
+    def steps(self) -> list[str]:
+        """The steps in the imperative, with the one that the situation adds in its place."""
+        return [self.told.imperative(fragment) for fragment in self._fragments()]
+
+    def sentences(self) -> list[str]:
         """The steps as sentences in the past, in order."""
-        steps = steps_of(self.job, situation)
-        told = []
-        for number, step in enumerate(steps):
-            if number == 0:
-                told.append(f"First {self.pronoun} {self._past(step)}")
-            elif number == len(steps) - 1:
-                told.append(f"At last {self.pronoun} {self._past(step)}")
-            else:
-                told.append(f"{JOINS[number % len(JOINS)]} {self.pronoun} {self._past(step)}")
-        return told
+        fragments = self._fragments()
+        between = [JOINS[number % len(JOINS)] for number in range(1, len(fragments) - 1)]
+        joins = ["First", *between, "At last"]
+        return [
+            f"{join} {self.pronoun} {self._past(fragment)}" for join, fragment in zip(joins, fragments, strict=True)
+        ]
 
     def tell(self) -> str:
         """The whole story in one paragraph."""
-        opening = f"{self.person} {self._past(self.job.job)} {self.place}."
+        opening = f"{self.person} {self._in_situation(self._past(self.job.job))} {self.place}."
         closing = f"The work took {self.person} {self.minutes} minutes."
         return " ".join([opening, *self.sentences(), closing])
 
+    def _fragments(self) -> list[str]:
+        first = [self.situation.first] if self.situation and self.situation.first else []
+        last = [self.situation.last] if self.situation and self.situation.last else []
+        return [*first, *self.job.steps, *last]
 
-def steps_of(job: Job, situation: Situation | None = None) -> list[str]:
-    """The step fragments of `job`, with the one that `situation` adds in its place."""
-    first = [situation.first] if situation and situation.first else []
-    last = [situation.last] if situation and situation.last else []
-    return [*first, *job.steps, *last]
+    def _in_situation(self, phrase: str) -> str:
+        return f"{phrase} {self.situation.when}" if self.situation else phrase
+
+    def _past(self, fragment: str) -> str:
+        return self.told.past(fragment, {"she": "her", "he": "his"}[self.pronoun])
 
 
 def numbered(steps: list[str]) -> str:
