@@ -7,6 +7,7 @@ Files pass through its cache, so that a broken download goes on where it stopped
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import logging
+from huggingface_hub.utils import disable_progress_bars, logging
 
 from howto.stop import Stop
 
@@ -55,6 +56,8 @@ def _said_plainly(repository: str, revision: str | None) -> Iterator[None]:
     """Turn what can go wrong on the way to the hub into one line that says what to do."""
     at = f"{repository} at revision {revision}" if revision else repository
     logging.set_verbosity_error()  # it would tell of each of its own attempts
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         if not constants.HF_HUB_OFFLINE:
             # The library tries again for half a minute where there is no network: find that out at once.

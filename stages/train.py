@@ -13,7 +13,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from howto.params.file import read_params
 from howto.params.machine import Machine, ProfileMachine
@@ -67,9 +67,8 @@ def main() -> None:
     curve = fit(model, train_set, validation_set, shared, profile, device=device, pad=tokenizer.eos_token_id)
 
     with whole_folder(ADAPTER) as folder:
-        model.save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        (folder / MADE_FOR).write_text(json.dumps({"weights_sha256": weights_sha256(BASE)}) + "\n", encoding="utf-8")
+        save_adapter(model, folder)
+        _write_json(folder / MADE_FOR, {"weights_sha256": weights_sha256(BASE)})
     _write_csv(METRICS / "train_loss.csv", ["step", "epoch", "learning_rate", "train_loss"], curve.train)
     _write_csv(METRICS / "validation_loss.csv", ["step", "epoch", "validation_loss"], curve.validation)
     summary = {
@@ -81,9 +80,7 @@ def main() -> None:
         "train_loss": curve.train[-1][-1],
         "validation_loss": curve.kept_loss,
     }
-    with whole_file(METRICS / "train.json") as file:
-        json.dump(summary, file, indent=2)
-        file.write("\n")
+    _write_json(METRICS / "train.json", summary)
     print(
         f"train: {summary['steps']} steps on {len(train_set)} rows "
         f"({summary['rows']['too_long']} too long, left out); "
@@ -232,6 +229,22 @@ def mean_loss(model: PeftModel, examples: list[Example], size: int, device: torc
     with torch.inference_mode():
         losses = [response_loss(model.get_base_model(), b, device).item() for b in micro_batches(examples, size, pad)]
     return sum(losses) / sum(len(example.completion) for example in examples)
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Save the adapter as a PEFT folder, the same bytes for the same adapter."""
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set, in an order of the moment
+    _write_json(path, config)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with whole_file(path) as file:
+        json.dump(values, file, indent=2)
+        file.write("\n")
 
 
 def _write_csv(

@@ -43,7 +43,10 @@ def serve(hub: Hub) -> Iterator[Hub]:
             if not path:
                 return self._send(200, b"")
             api = path.startswith("api/")
-            kind, owner, name, *rest = self._parts(path.removeprefix("api/"))
+            parts = self._parts(path.removeprefix("api/"))
+            if len(parts) < 3:
+                return self._refuse(404, "EntryNotFound", f"no such page: {path}")
+            kind, owner, name, *rest = parts
             files = hub.repositories.get(f"{kind}/{owner}/{name}")
             if files is None:
                 return self._refuse(404, "RepoNotFound", "Repository not found")

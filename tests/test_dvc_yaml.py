@@ -117,4 +117,4 @@ def test_every_output_is_ignored_by_the_hand_written_gitignore_or_kept_in_git() 
             folder = str(Path(out.replace("${key}", "base")).parent)
             assert out in ignored or folder in ignored, f"{name}: {out} would be put into a .gitignore by DVC"
         for kept in [*stage.get("metrics", []), *stage.get("plots", [])]:
-            assert list(kept.values()) == [{"cache": False}], f"{name}: {kept} belongs in git"
+            assert [options["cache"] for options in kept.values()] == [False], f"{name}: {kept} belongs in git"

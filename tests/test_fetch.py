@@ -68,7 +68,7 @@ def test_a_data_set_file_from_the_hub_is_the_one_that_is_there(hub: Hub, tmp_pat
     [
         ("{source: someone/else}", "the hub has no such repository"),
         (f"{{source: {MODEL}, revision: {'d' * 40}}}", "the hub has no such revision"),
-        (f"{{source: {MODEL}, weights_sha256: {'0' * 64}}}", "its sha256 is"),
+        (f"{{source: {MODEL}, weights_sha256: {'a' * 64}}}", "its sha256 is"),
         ("{source: someone/locked}", "set HF_TOKEN"),
         ("{source: someone/pickled}", "no .safetensors weights"),
         ("{source: not a source}", "neither a path nor a hub id"),
@@ -134,7 +134,7 @@ def test_a_local_model_folder_and_a_local_file_are_copied(finished: Path, tmp_pa
     [
         ("{source: ./nowhere.jsonl}", "nowhere.jsonl: no such file"),
         ("{source: params.yaml}", "ends in .jsonl is wanted"),
-        (f"{{source: rows.jsonl, sha256: {'0' * 64}}}", "rows.jsonl: its sha256 is"),
+        (f"{{source: rows.jsonl, sha256: {'a' * 64}}}", "rows.jsonl: its sha256 is"),
         ("{source: someone/rows}", "name the .jsonl file"),
         ("{source: embedded, seed: 1, rows: 100000}", "the embedded world is too small"),
     ],

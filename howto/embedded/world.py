@@ -42,7 +42,7 @@ class Job(_Strict):
     job: str
     tools: list[str] = Field(min_length=1)
     materials: list[str] = Field(min_length=1)
-    steps: list[str] = Field(min_length=4, max_length=7)
+    steps: list[str] = Field(min_length=4, max_length=6)
 
 
 class Situation(_Strict):
