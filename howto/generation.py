@@ -19,6 +19,7 @@ class Answer:
 
     index: int
     text: str
+    prompt_tokens: int
     new_tokens: int
     stop: str
 
@@ -59,4 +60,4 @@ def generate(
             ended = tokenizer.eos_token_id in ids
             answer = ids[: ids.index(tokenizer.eos_token_id)] if ended else ids
             text = tokenizer.decode(answer, skip_special_tokens=True).strip()
-            yield Answer(index, text, len(answer), "eos" if ended else "length")
+            yield Answer(index, text, len(prompts[index]), len(answer), "eos" if ended else "length")

@@ -8,12 +8,15 @@ that somebody wrote is tokenised as the four characters that it is.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from howto.stop import Stop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from howto.rows import Row
 
 GUARDS = "\ufdd0\ufdd1\ufdd2\ufdd3"  # noncharacters: they have no place in a text that is interchanged
 
@@ -42,6 +45,28 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, instruction: str, text: s
     both = _encode(tokenizer, segments[-1] + output, last)
     ids = both[len(before) :] if both[: len(before)] == before else _text_ids(tokenizer, output)
     return [*ids, tokenizer.eos_token_id]
+
+
+def fitting_input(tokenizer: PreTrainedTokenizerBase, row: Row, limit: int) -> str | None:
+    """The row's input, with as many whole words of its context, from the front, as a prompt of `limit` tokens holds.
+
+    None if the prompt is too long without any context.
+    """
+
+    def fits(text: str) -> bool:
+        return len(prompt_ids(tokenizer, row.instruction, text)) <= limit
+
+    if fits(row.input):
+        return row.input
+    if not fits(row.intent):
+        return None
+    words = row.context.split(" ")
+    kept = bisect_left(range(1, len(words)), True, key=lambda n: not fits(_with_context(row.intent, words[:n])))
+    return _with_context(row.intent, words[:kept])
+
+
+def _with_context(intent: str, words: list[str]) -> str:
+    return f"{intent}\n\n{' '.join(words)}" if words else intent
 
 
 def _segments(tokenizer: PreTrainedTokenizerBase, instruction: str, text: str) -> list[str]:

@@ -50,7 +50,8 @@ class Prediction(_Row):
     """What a model wrote for the row of this id.
 
     `prompt_tokens` and `new_tokens` are counts (the end-of-sequence token is not counted); `stop` is
-    "eos" when the model ended its answer itself and "length" when it was cut at `max_new_tokens`.
+    "eos" when the model ended its answer itself, "length" when it was cut at `max_new_tokens`, and
+    "too_long" when not even the intent fits into what the model can read: the text is empty then.
     """
 
     id: str

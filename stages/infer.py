@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from howto.params.file import Params, read_params
 from howto.params.infer import Infer, ProfileInfer
 from howto.params.machine import Machine, ProfileMachine
+from howto.prompt import fitting_input, prompt_ids
 from howto.rows import Prediction, Row, read_rows, write_rows
 from howto.stop import Stop, stops_cleanly
 from howto.whole import whole_file
@@ -57,16 +58,32 @@ def main() -> None:
 
 
 def predict(params: Params, model: str) -> None:
-    """Write the model's answer to every test row, in the order of the rows."""
+    """Write the model's answer to every test row, in the order of the rows.
+
+    Where a prompt is longer than the model can read its context is shortened; an intent that is too
+    long by itself gets an empty answer, which scores 0.
+    """
     rows = read_rows(TEST, Row)
-    answers, lengths = answer(params, model, [(row.instruction, row.input) for row in rows])
-    predictions = [
-        Prediction(id=row.id, text=a.text, prompt_tokens=length, new_tokens=a.new_tokens, stop=a.stop)
-        for row, a, length in zip(rows, answers, lengths, strict=True)
-    ]
+    engine = Engine(params, model)
+    texts = [fitting_input(engine.tokenizer, row, engine.longest_prompt) for row in rows]
+    asked = [(row.instruction, text) for row, text in zip(rows, texts, strict=True) if text is not None]
+    answers = iter(engine.answer(asked))
+    predictions = []
+    for row, text in zip(rows, texts, strict=True):
+        if text is None:
+            predictions.append(Prediction(id=row.id, text="", prompt_tokens=0, new_tokens=0, stop="too_long"))
+        else:
+            a = next(answers)
+            predictions.append(
+                Prediction(id=row.id, text=a.text, prompt_tokens=a.prompt_tokens, new_tokens=a.new_tokens, stop=a.stop)
+            )
     write_rows(PREDICTIONS / f"{model}.jsonl", predictions)
     ended = sum(prediction.stop == "eos" for prediction in predictions)
-    print(f"infer: {len(rows)} answers by {model}, {ended} ended by the model -> {PREDICTIONS / model}.jsonl")
+    shortened = sum(text != row.input for row, text in zip(rows, texts, strict=True))
+    print(
+        f"infer: {len(rows)} answers by {model}, {ended} ended by the model, {shortened} contexts shortened "
+        f"-> {PREDICTIONS / model}.jsonl"
+    )
 
 
 def answer_person(params: Params, model: str, intents: list[str], output: Path | None) -> None:
@@ -74,7 +91,7 @@ def answer_person(params: Params, model: str, intents: list[str], output: Path |
     from howto.params.prepare import Prepare
 
     instruction = params.section(Prepare).instruction
-    answers, _ = answer(params, model, [(instruction, intent) for intent in intents])
+    answers = Engine(params, model).answer([(instruction, intent) for intent in intents])
     if output:
         with whole_file(output) as file:
             for intent, a in zip(intents, answers, strict=True):
@@ -87,41 +104,51 @@ def answer_person(params: Params, model: str, intents: list[str], output: Path |
             print(f"{intent}\n{a.text}\n")
 
 
-def answer(params: Params, model: str, asked: list[tuple[str, str]]) -> tuple[list[Answer], list[int]]:
-    """The model's answers to (instruction, input) pairs, in their order, and the prompts' lengths in tokens.
+class Engine:
+    """The base model, or the base with its adapter, ready to answer.
 
     Raises:
-        Stop: a model folder is missing or damaged, or a prompt is longer than the model can read.
+        Stop: a model folder is missing or damaged.
     """
-    from howto.torch_setup import set_up_torch
 
-    machine = params.section(ProfileMachine)
-    device = set_up_torch(params.section(Machine), machine)
+    def __init__(self, params: Params, model: str) -> None:
+        from howto.torch_setup import set_up_torch
 
-    from tqdm import tqdm
+        machine = params.section(ProfileMachine)
+        device = set_up_torch(params.section(Machine), machine)
 
-    from howto.base import load_adapter, load_base, load_tokenizer
-    from howto.generation import generate
-    from howto.prompt import prompt_ids
+        from howto.base import load_adapter, load_base, load_tokenizer
 
-    tokenizer = load_tokenizer(BASE)
-    base = load_base(BASE, machine.precision, device)
-    limit = int(base.config.max_position_embeddings)
-    max_new_tokens = params.section(Infer).max_new_tokens
-    prompts = [prompt_ids(tokenizer, instruction, text) for instruction, text in asked]
-    for number, prompt in enumerate(prompts, 1):
-        if len(prompt) + max_new_tokens > limit:
-            raise Stop(
-                f"intent {number}: {len(prompt)} tokens and infer.max_new_tokens = {max_new_tokens} are more than the "
-                f"{limit} that the model can read; shorten the text, or lower max_new_tokens in params.yaml"
-            )
-    chosen = load_adapter(base, ADAPTER, BASE) if model == "adapter" else base
-    answers: list[Answer | None] = [None] * len(prompts)
-    batch_size = params.section(ProfileInfer).batch_size
-    found = generate(chosen, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    for a in tqdm(found, total=len(prompts), desc=f"infer {model}", unit="row", disable=None):
-        answers[a.index] = a
-    return [a for a in answers if a is not None], [len(prompt) for prompt in prompts]
+        self.tokenizer = load_tokenizer(BASE)
+        base = load_base(BASE, machine.precision, device)
+        self.max_new_tokens = params.section(Infer).max_new_tokens
+        self.longest_prompt = int(base.config.max_position_embeddings) - self.max_new_tokens  # tokens
+        self._batch_size = params.section(ProfileInfer).batch_size
+        self._model = load_adapter(base, ADAPTER, BASE) if model == "adapter" else base
+        self._name = model
+
+    def answer(self, asked: list[tuple[str, str]]) -> list[Answer]:
+        """The answers to (instruction, input) pairs, in their order.
+
+        Raises:
+            Stop: a prompt is longer than the model can read.
+        """
+        from tqdm import tqdm
+
+        from howto.generation import generate
+
+        prompts = [prompt_ids(self.tokenizer, instruction, text) for instruction, text in asked]
+        for number, prompt in enumerate(prompts, 1):
+            if len(prompt) > self.longest_prompt:
+                raise Stop(
+                    f"intent {number}: {len(prompt)} tokens, and beside infer.max_new_tokens = {self.max_new_tokens} "
+                    f"the model can read {self.longest_prompt}; shorten the text or lower max_new_tokens in params.yaml"
+                )
+        found = generate(
+            self._model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, batch_size=self._batch_size
+        )
+        bar = tqdm(found, total=len(prompts), desc=f"infer {self._name}", unit="row", disable=None)
+        return sorted(bar, key=lambda a: a.index)
 
 
 def read_intents(name: str) -> list[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from howto.prompt import completion_ids, prompt_ids
+from howto.prompt import completion_ids, fitting_input, prompt_ids
+from howto.rows import Row
 from howto.stop import Stop
 
 INSTRUCTION = "Write step-by-step instructions for what the user wants to do."
@@ -83,3 +84,17 @@ def test_a_tokenizer_without_a_chat_template_is_refused(finished: Path) -> None:
     tokenizer.chat_template = None
     with pytest.raises(Stop, match="no chat template"):
         prompt_ids(tokenizer, INSTRUCTION, "word")
+
+
+def test_a_context_that_is_too_long_is_cut_to_the_words_that_fit(embedded: PreTrainedTokenizerBase) -> None:
+    context = " ".join(f"word{number}" for number in range(300))
+    row = Row(id="0", category="", instruction="Do.", input=f"How?\n\n{context}", context=context, output="")
+    bare = len(prompt_ids(embedded, "Do.", "How?"))
+    for limit in (bare, bare + 20, bare + 200):
+        text = fitting_input(embedded, row, limit)
+        assert text is not None and row.input.startswith(text) and text.startswith("How?")
+        assert len(prompt_ids(embedded, "Do.", text)) <= limit
+        longer = row.input[: len(text)] + row.input[len(text) :].split(" word")[0] + " word9999"
+        assert len(prompt_ids(embedded, "Do.", longer)) > limit
+    assert fitting_input(embedded, row, 100_000) == row.input
+    assert fitting_input(embedded, row, bare - 1) is None

@@ -158,7 +158,7 @@ def _tools_in_a_story(random: Random, pair: Pair) -> RawRow:
     random.shuffle(basket)
     packed = f"Before the work {story.person} packed {listed(basket)}."
     return RawRow(
-        instruction=f"List what {story.person} packed.",
+        instruction=f"List what {story.person} packed to {story.phrase}.",
         context=f"{packed} {story.tell()}",
         response=bullets(basket),
         category="information_extraction",
