@@ -69,7 +69,7 @@ def measure(
     from howto.batches import encode
     from howto.generation import generate
     from howto.prompt import prompt_ids
-    from stages.train import add_adapter, fit
+    from stages.train import add_adapter, fit, save_adapter
 
     base, adapter = folder / "base", folder / "adapter"
     shutil.copytree(arguments.folder, base)
@@ -94,16 +94,16 @@ def measure(
                 output=raw.response or "",
             )
         )
-        if len(rows) == STEPS * profile.batch_size:
+        if len(rows) == 16 * STEPS * profile.batch_size:
             break
     tokenizer = load_tokenizer(base)
-    examples, _ = encode(tokenizer, rows, shared.max_length)
+    examples = encode(tokenizer, rows, shared.max_length)[0][: STEPS * profile.batch_size]
     start = time.perf_counter()
     model = add_adapter(load_base(base, arguments.precision, device), shared)
     loaded = time.perf_counter()
     curve = fit(model, examples, [], shared, profile, device=device, pad=tokenizer.eos_token_id, max_steps=STEPS)
     trained = time.perf_counter()
-    model.save_pretrained(adapter)
+    save_adapter(model, adapter)
     del model
     tuned = load_adapter(load_base(base, arguments.precision, device), adapter, base)
     prompt = prompt_ids(tokenizer, "Write steps.", "How do I repot a fern?")

@@ -233,7 +233,7 @@ def mean_loss(model: PeftModel, examples: list[Example], size: int, device: torc
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Save the adapter as a PEFT folder, the same bytes for the same adapter."""
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)  # LoRA leaves the embeddings as they are
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
