@@ -88,8 +88,6 @@ def test_a_corpus_larger_than_the_world_is_refused() -> None:
 def test_the_base_models_reading_is_neither_questions_nor_numbered_steps() -> None:
     documents = list(make_reading(7, 0))
     assert len(documents) > 1000
-    steps = {told_step for kind in WORLD for job in kind.jobs for told_step in job.steps}
-    assert steps
     for document in documents:
         assert "?" not in document and "<|" not in document
         if document.startswith("Contents of a book"):
