@@ -28,7 +28,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     _is_model_folder(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exceptions for a damaged file
         raise Stop(f"{folder}: its tokenizer cannot be read ({_first_line(error)}); {_again(folder)}") from None
     if not tokenizer.chat_template:
@@ -47,7 +47,11 @@ def load_base(folder: Path, precision: str, device: torch.device) -> PreTrainedM
     _is_model_folder(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, precision), use_safetensors=True, local_files_only=True
+            folder,
+            dtype=getattr(torch, precision),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise Stop(f"{folder}: the model cannot be read ({_first_line(error)}); {_again(folder)}") from None

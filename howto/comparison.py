@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from howto.steps import is_procedural
+from howto.steps import is_numbered
 from howto.stop import Stop
 
 
@@ -68,7 +68,7 @@ def _typical(rows: list[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
     Of the rows that ask for steps and have no context (of all rows, if there are too few of those) the
     `wanted` whose scores lie nearest the median.
     """
-    plain = [row for row in rows if is_procedural(row["reference"]) and not row["context"]]
+    plain = [row for row in rows if is_numbered(row["reference"]) and not row["context"]]
     pool = plain if len(plain) >= wanted else rows
     middle = median(row["adapter_rougeL"] for row in pool)
     return sorted(pool, key=lambda row: (abs(row["adapter_rougeL"] - middle), row["id"]))[:wanted]

@@ -1,10 +1,11 @@
-"""Numbered steps in an answer."""
+"""Steps in an answer: numbered ones, as the fine-tuned model is to write them, and other forms that people write."""
 
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
-NUMBER = re.compile(r"^\s*(\d+)[.)]\s+\S", re.MULTILINE)
+NUMBER = re.compile(r"^[^\S\n]*(\d+)[.)]\s+\S", re.MULTILINE)
 
 
 def step_numbers(text: str) -> list[int]:
@@ -12,8 +13,8 @@ def step_numbers(text: str) -> list[int]:
     return [int(match[1]) for match in NUMBER.finditer(text)]
 
 
-def is_procedural(reference: str) -> bool:
-    """Whether a reference is a list of at least two numbered steps, and so its intent asks for steps."""
+def is_numbered(reference: str) -> bool:
+    """Whether a reference is a list of at least two numbered steps and nothing else."""
     return len(step_numbers(reference)) >= 2 and is_well_numbered(reference)
 
 
@@ -22,3 +23,68 @@ def is_well_numbered(text: str) -> bool:
     numbers = step_numbers(text)
     lines = [line for line in text.splitlines() if line.strip()]
     return bool(numbers) and numbers == list(range(1, len(lines) + 1))
+
+
+def is_procedural(reference: str) -> bool:
+    """Whether a reference has steps or points in any form.
+
+    That is a numbered list or a bulleted one, with two items at least and perhaps other lines, or words that put
+    sentences into an order: "first ... then", "step one ... step two".
+    """
+    text = reference.lower()
+    return any(_in_this_order(form.patterns, text) for form in FORMS if any(hint in text for hint in form.hints))
+
+
+class Form(NamedTuple):
+    """What a text in lower case has if it has steps in one form: matches of `patterns`, each behind the one before.
+
+    One of `hints` is in every such text. Looking for it first saves most of the time.
+    """
+
+    hints: tuple[str, ...]
+    patterns: tuple[re.Pattern[str], ...]
+
+
+def _in_this_order(patterns: tuple[re.Pattern[str], ...], text: str) -> bool:
+    end = 0
+    for pattern in patterns:
+        if (match := pattern.search(text, end)) is None:
+            return False
+        end = match.end()
+    return True
+
+
+def _item(number: int) -> re.Pattern[str]:
+    """An item of a list with this number: `1. Go`, `1) Go`, `(1) Go`, `1: Go`, `1 - Go`, `**1.** Go`, `## 1. Go`.
+
+    The decimal 1.5, the time 1:30 and the score 1 - 0 are none.
+    """
+    marker = rf"\(?{number}[.):][*_]*(?:[ \t]+\S|[^\s\d*_])|{number} [-\u2013] [^\s\d]"
+    return re.compile(rf"^[ \t]*(?:#+ )?[*_]*(?:{marker})", re.MULTILINE)
+
+
+def _item_in_a_line(number: int) -> re.Pattern[str]:
+    """An item of a list that runs on in a paragraph: `1) stop, 2) look, (3) go`."""
+    return re.compile(rf"(?<!\S)\(?{number}[.)][ \t]+\S")
+
+
+def _sentence(beginning: str) -> re.Pattern[str]:
+    """A sentence, or a part of one behind a colon or semicolon, that begins with these words."""
+    return re.compile(rf"(?:^[ \t]*|[.!?:;][\"')\u201d]?[ \t]{{1,3}})(?:{beginning})\b", re.MULTILINE)
+
+
+_BULLETS = "-\u2022\u00b7\u25cf\u25aa\u25e6\u2023\u25cb\u25a0"  # these may also stand right before a word
+BULLET = re.compile(rf"^[ \t]*(?:[{_BULLETS}*+\u2013][ \t]+(?=.*\w)|[{_BULLETS}](?=[^\W\d]))", re.MULTILINE)
+FIRST = _sentence(
+    "first(?:ly)?(?! and foremost| off| of all)|to (?:start|begin)(?: with)?(?=,)|(?:start|begin) (?:by|with)"
+)
+LATER = _sentence("then|next(?! (?:day|week|month|year|time|door))|after (?:that|this)|afterwards?|finally")
+FORMS = (
+    Form(("\n",), (_item(1), _item(2))),
+    Form(("3.", "3)"), (_item_in_a_line(1), _item_in_a_line(2), _item_in_a_line(3))),
+    Form(("\n",), (BULLET, BULLET)),
+    Form(("step 2", "step two"), (re.compile(r"\bstep (?:1|one)\b"), re.compile(r"\bstep (?:2|two)\b"))),
+    Form(("first", "start", "begin"), (FIRST, LATER)),
+    # "First ... second" alone counts arguments as often as steps.
+    Form(("third",), (FIRST, _sentence("second(?:ly)?"), _sentence("third(?:ly)?"))),
+)

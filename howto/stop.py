@@ -46,7 +46,7 @@ def stops_cleanly(main: Callable[[], None]) -> Callable[[], None]:
 
 def _of_the_machine(error: OSError) -> str:
     """The line for an error that the operating system gave; raises `error` again if it is none of the known ones."""
-    where = error.filename or "a file"
+    where = error.filename2 or error.filename or "a file"  # the second is where a copy goes to
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{where}: the disk is full; free space and run again (nothing half-written was kept)"
     if isinstance(error, PermissionError):

@@ -23,7 +23,7 @@ from howto.params.evaluate import Evaluate
 from howto.params.file import read_params
 from howto.rouge import RougeL
 from howto.rows import Prediction, Row, read_rows, write_rows
-from howto.steps import is_procedural, is_well_numbered
+from howto.steps import is_numbered, is_well_numbered
 from howto.stop import Stop, stops_cleanly
 from howto.whole import whole_file
 
@@ -120,7 +120,7 @@ def measure(
     params: Evaluate,
 ) -> dict[str, Any]:
     """All numbers of metrics.json: ROUGE-L (F-measure) and shares in 0..1; `low` and `high` bound an interval."""
-    procedural = [number for number, row in enumerate(rows) if is_procedural(row.output)]
+    procedural = [number for number, row in enumerate(rows) if is_numbered(row.output)]
 
     def mean_and_interval(values: list[float]) -> dict[str, float]:
         low, high = bootstrap_interval(

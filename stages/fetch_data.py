@@ -1,19 +1,20 @@
-"""Bring the raw rows: make the embedded corpus, copy a local file, or download one from the hub.
+"""Bring the raw rows: make the embedded corpus, copy local files, or download them from the hub.
 
 params:  profiles.<profile>.data
-writes:  data/raw/
+writes:  data/raw/rows/, and data/raw/test/ where held-out rows come from a place of their own
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
+from functools import partial
 from pathlib import Path
 
 from howto.checksum import check_sha256
-from howto.params.data import Data, EmbeddedData, OutsideData
+from howto.params.data import Data, EmbeddedData, RowSource
 from howto.params.file import read_params
-from howto.source import is_local
+from howto.shards import local_shards
+from howto.source import copy_files, is_local, row_files
 from howto.stop import Stop, stops_cleanly
 from howto.whole import whole_folder
 
@@ -26,14 +27,16 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = read_params()
     data = params.section(Data).root
+    said = {}
     with whole_folder(RAW) as folder:
         if isinstance(data, EmbeddedData):
-            said = make(data, folder)
-        elif is_local(data.source):
-            said = copy(data, folder)
+            said["rows"] = make(data, folder / "rows")
         else:
-            said = download(data, folder)
-    print(f"fetch_data: {said} -> {RAW}")
+            said["rows"] = bring(data.rows(), folder / "rows")
+            if test := data.test():
+                said["test"] = bring(test, folder / "test")
+    for name, what in said.items():
+        print(f"fetch_data: {what} -> {RAW / name}")
 
 
 def make(data: EmbeddedData, folder: Path) -> str:
@@ -53,35 +56,36 @@ def make(data: EmbeddedData, folder: Path) -> str:
     return f"made {len(rows)} embedded rows from seed {data.seed}"
 
 
-def copy(data: OutsideData, folder: Path) -> str:
-    """Copy a local JSONL file.
+def bring(rows: RowSource, folder: Path) -> str:
+    """Copy or download the files of one source as they are, and say which they are.
 
     Raises:
-        Stop: it is missing, is not JSONL by its name, or has not the wanted sha256.
+        Stop: the source cannot be had, holds no rows, or its files have not the wanted sha256.
     """
-    source = Path(data.source).expanduser()
-    if not source.is_file():
-        raise Stop(f"{source}: no such file; mend data.source in params.yaml")
-    if source.suffix != ".jsonl":
-        raise Stop(f"{source}: a file whose name ends in .jsonl is wanted, with one JSON object a line")
-    shutil.copyfile(source, folder / source.name)
-    digest = check_sha256(folder / source.name, data.sha256, source)
-    return f"copied {source} (sha256 {digest})"
+    if is_local(rows.source, rows.revision, rows.key):
+        source = Path(rows.source).expanduser()
+        if _overlap(source.resolve(), RAW.resolve()):
+            raise Stop(f"{source}: it overlaps with {RAW}, which this stage replaces; keep your rows in another folder")
+        shards = local_shards(source, rows.file, rows.key)
+        copy_files(shards, folder)
+        return f"copied {source} ({checked(rows, folder, shards)})"
+
+    from howto.hub import downloaded
+
+    choose = partial(row_files, pattern=rows.file, said=rows.source, key=rows.key)
+    with downloaded(rows.source, "dataset", rows.revision, choose) as snapshot:
+        copy_files(snapshot.files, folder)
+        return f"downloaded {rows.source} at revision {snapshot.commit} ({checked(rows, folder, snapshot.files)})"
 
 
-def download(data: OutsideData, folder: Path) -> str:
-    """Download one file of a data set from the hub.
+def checked(rows: RowSource, folder: Path, files: dict[str, Path]) -> str:
+    """Check the sha256 of the files that were brought, and say it. Raises as `bring`."""
+    digest = check_sha256(folder, list(files), rows.sha256, rows.source)
+    return f"{len(files)} file{'s' if len(files) > 1 else ''}, sha256 {digest}"
 
-    Raises:
-        Stop: the network, the hub or the file is not as it should be.
-    """
-    from howto.hub import download_file
 
-    if not data.file:
-        raise Stop("params.yaml: profiles.*.data.file: name the .jsonl file in the data set on the hub")
-    path = download_file(data.source, data.file, data.revision, folder)
-    digest = check_sha256(path, data.sha256, f"{data.source}/{data.file}")
-    return f"downloaded {data.source}/{data.file} (sha256 {digest})"
+def _overlap(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 if __name__ == "__main__":

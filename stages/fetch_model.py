@@ -7,14 +7,15 @@ writes:  models/base/ (a Hugging Face folder)
 from __future__ import annotations
 
 import argparse
-import shutil
+from functools import partial
 from pathlib import Path
 
 from howto.checksum import check_sha256
+from howto.model_folder import check_model
 from howto.params.file import read_params
 from howto.params.machine import Machine, ProfileMachine
 from howto.params.model import EmbeddedModel, Model, OutsideModel
-from howto.source import MODEL_FILES, is_local
+from howto.source import copy_files, is_local, model_files
 from howto.stop import Stop, stops_cleanly
 from howto.whole import whole_folder
 
@@ -39,50 +40,38 @@ def main() -> None:
 
             parameters = make_base_model(model, folder)
             said = f"trained the embedded model of {parameters:,} parameters from seed {model.seed}"
-        elif is_local(model.source):
-            said = copy(model, folder)
         else:
-            said = download(model, folder)
+            said = bring(model, folder)
     print(f"fetch_model: {said} -> {BASE}")
 
 
-def copy(model: OutsideModel, folder: Path) -> str:
-    """Copy the weights, the configuration and the tokenizer of a local Hugging Face folder.
+def bring(model: OutsideModel, folder: Path) -> str:
+    """Copy or download the weights, the configuration and the tokenizer of a model, and say which they are.
 
     Raises:
-        Stop: no such folder, or it has no safetensors weights.
+        Stop: the source cannot be had, is no whole model, or its weights have not the wanted sha256.
     """
-    source = Path(model.source).expanduser()
-    if not (source / "config.json").is_file():
-        raise Stop(f"{source}: not a Hugging Face folder (no config.json in it); mend model.source in params.yaml")
-    for pattern in MODEL_FILES:
-        for path in sorted(source.glob(pattern)):
-            shutil.copyfile(path, folder / path.name)
-    _check_weights(model, folder)
-    return f"copied {source}"
+    if is_local(model.source, model.revision, "model.source"):
+        source = Path(model.source).expanduser()
+        if not source.is_dir():
+            raise Stop(f"{source}: no such folder; mend model.source in params.yaml")
+        files = {path.name: path for path in source.iterdir() if path.is_file()}
+        copy_files({name: files[name] for name in model_files(files, str(source))}, folder)
+        return f"copied {source} ({checked(model, folder)})"
+
+    from howto.hub import downloaded
+
+    choose = partial(model_files, said=model.source)
+    with downloaded(model.source, "model", model.revision, choose) as snapshot:
+        copy_files(snapshot.files, folder)
+        return f"downloaded {model.source} at revision {snapshot.commit} ({checked(model, folder)})"
 
 
-def download(model: OutsideModel, folder: Path) -> str:
-    """Download weights, configuration and tokenizer from the hub.
-
-    Raises:
-        Stop: the network, the hub or the weights are not as they should be.
-    """
-    from howto.hub import download_folder
-
-    download_folder(model.source, model.revision, MODEL_FILES, folder)
-    _check_weights(model, folder)
-    return f"downloaded {model.source} at {model.revision or 'its newest revision'}"
-
-
-def _check_weights(model: OutsideModel, folder: Path) -> None:
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise Stop(f"{model.source}: no .safetensors weights in it; pickled weights (.bin) are not loaded")
-    if model.weights_sha256:
-        if len(weights) > 1:
-            raise Stop(f"{model.source}: weights_sha256 is for a single file, and there are {len(weights)}; remove it")
-        check_sha256(weights[0], model.weights_sha256, f"{model.source}/{weights[0].name}")
+def checked(model: OutsideModel, folder: Path) -> str:
+    """Check the model and say the sha256 of its weights. Raises as `bring`."""
+    weights = check_model(folder, model.source)
+    digest = check_sha256(folder, weights, model.weights_sha256, f"the weights of {model.source}")
+    return f"sha256 of the weights {digest}"
 
 
 if __name__ == "__main__":

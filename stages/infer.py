@@ -88,9 +88,9 @@ def predict(params: Params, model: str) -> None:
 
 def answer_person(params: Params, model: str, intents: list[str], output: Path | None) -> None:
     """Print the answers, or write them to `output`."""
-    from howto.params.prepare import Prepare
+    from howto.params.instruction import Instruction
 
-    instruction = params.section(Prepare).instruction
+    instruction = params.section(Instruction).root
     answers = Engine(params, model).answer([(instruction, intent) for intent in intents])
     if output:
         with whole_file(output) as file:

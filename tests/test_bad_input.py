@@ -81,38 +81,18 @@ OUTPUTS = {
 }
 
 CASES: dict[str, tuple[list[str], Callable[[Path], None], str]] = {
-    "prepare: no raw folder": (["stages.prepare"], remove("data/raw"), "data/raw"),
-    "prepare: no file in it": (["stages.prepare"], remove("data/raw/embedded.jsonl"), "data/raw: no .jsonl file"),
-    "prepare: cut line": (["stages.prepare"], cut("data/raw/embedded.jsonl", 9), "data/raw/embedded.jsonl:"),
-    "prepare: a list for a row": (
-        ["stages.prepare"],
-        write("data/raw/embedded.jsonl", "[1, 2]\n"),
-        "embedded.jsonl:1:",
-    ),
-    "prepare: a number for a text": (
-        ["stages.prepare"],
-        write("data/raw/embedded.jsonl", '{"instruction": "a", "response": 3}\n'),
-        "embedded.jsonl:1: field 'response'",
-    ),
-    "prepare: a missing column": (
-        ["stages.prepare"],
-        write("data/raw/embedded.jsonl", '{"instruction": "a"}\n'),
-        "embedded.jsonl:1: field 'response' is missing",
-    ),
-    "prepare: not UTF-8": (
-        ["stages.prepare"],
-        write("data/raw/embedded.jsonl", b'{"instruction": "\xff"}\n'),
-        "embedded.jsonl:1:",
-    ),
+    "prepare: no raw folder": (["stages.prepare"], remove("data/raw"), "data/raw/rows: no file in it; make it with"),
+    "prepare: no file in it": (["stages.prepare"], remove("data/raw/rows/embedded.jsonl"), "data/raw/rows: no file"),
+    "prepare: cut line": (["stages.prepare"], cut("data/raw/rows/embedded.jsonl", 9), "embedded.jsonl:122: not a whole"),
     "prepare: too few rows": (
         ["stages.prepare"],
-        write("data/raw/embedded.jsonl", '{"instruction": "a", "response": "b"}\n'),
-        "data/raw: 1 usable rows leave none for",
+        write("data/raw/rows/embedded.jsonl", '{"instruction": "a", "response": "b"}\n'),
+        "data/raw/rows: 1 usable rows leave none for",
     ),
     "prepare: only empty rows": (
         ["stages.prepare"],
-        write("data/raw/embedded.jsonl", '{"instruction": "", "response": "b"}\n'),
-        "data/raw: no usable row in 1",
+        write("data/raw/rows/embedded.jsonl", '{"instruction": "", "response": "b"}\n'),
+        "data/raw/rows: no usable row in 1 (1 empty_instruction)",
     ),
     "train: no base folder": (TRAIN, remove(BASE), "models/base: no such folder"),
     "train: no config": (TRAIN, remove(f"{BASE}/config.json"), "models/base/config.json"),

@@ -13,7 +13,7 @@ from howto.embedded.english import past, the
 from howto.embedded.reading import make_reading
 from howto.embedded.world import Kind, Told, read_world
 from howto.rows import RawRow
-from howto.steps import is_procedural, is_well_numbered, step_numbers
+from howto.steps import is_numbered, is_well_numbered, step_numbers
 
 WORLD = read_world()
 
@@ -32,7 +32,7 @@ def test_the_corpus_has_at_least_2000_rows_in_dollys_eight_categories(corpus: li
 
 
 def test_most_answers_are_lists_of_3_to_9_numbered_steps(corpus: list[RawRow]) -> None:
-    lists = [row.response or "" for row in corpus if is_procedural(row.response or "")]
+    lists = [row.response or "" for row in corpus if is_numbered(row.response or "")]
     assert len(lists) > len(corpus) / 2
     assert all(is_well_numbered(text) and 3 <= len(step_numbers(text)) <= 9 for text in lists)
 
@@ -69,7 +69,7 @@ def test_no_two_rows_ask_for_the_same_job_on_the_same_thing(corpus: list[RawRow]
             phrases |= {told.imperative(job.job): (thing, job.job) for job in kind.jobs}
     longest_first = sorted(phrases, key=len, reverse=True)
     pattern = re.compile("|".join(rf"\b{re.escape(phrase)}\b" for phrase in longest_first))
-    plain = [row for row in corpus if not row.context and is_procedural(row.response or "") and row.instruction]
+    plain = [row for row in corpus if not row.context and is_numbered(row.response or "") and row.instruction]
     found = [pattern.search(" ".join((row.instruction or "").split())) for row in plain]
     asked = Counter((match[0], row.response) for match, row in zip(found, plain, strict=True) if match)
     assert sum(match is not None for match in found) > 0.9 * len(plain)

@@ -65,7 +65,14 @@ MISTAKES = {
     "null": ("schedule: cosine", "schedule:", "train.schedule: "),
     "unknown profile": ("profile: embedded", "profile: gpt5", "profile: there is no profile 'gpt5'; choose one of"),
     "no profile": ("profile: embedded", "#", "profile: this key is missing"),
-    "shares that leave no row": ("test_share: 0.1 ", "test_share: 0.95 ", "prepare: validation_share and test_share"),
+    "shares that leave no row": ("    test: 0.1 ", "    test: 0.95 ", "prepare.split: the shares of train, validation"),
+    "a share of more than all": ("    test: 0.1 ", "    test: 1.5 ", "prepare.split.test: a share (0.0 to below 1.0)"),
+    "a share that is no number": ("    train: rest ", "    train: all ", "prepare.split.train: a share (0.0 to below 1"),
+    "bounds that leave nothing": (
+        "min_characters: null        # int or null; of a response\n    max_characters: null",
+        "min_characters: 9\n    max_characters: 8",
+        "prepare.reject: min_characters is larger than max_characters",
+    ),
     "micro batches that do not fit": (
         "micro_batch_size: 16",
         "micro_batch_size: 5",

@@ -88,6 +88,7 @@ def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         (RuntimeError("CUDA out of memory. Tried to allocate"), 1, "lower micro_batch_size"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), 1, "lower micro_batch_size"),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "b.txt"), 1, "b.txt: no permission"),
+        (OSError(errno.ENOSPC, "full", "from.txt", None, "to.txt"), 1, "error: to.txt: the disk is full"),
     ],
 )
 def test_what_is_not_a_bug_is_one_line(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Discriminator, Field, RootModel, Tag
+from pydantic import Discriminator, Field, RootModel, Tag, model_validator
 
 from howto.params.section import Section
+
+Text = Annotated[str, Field(min_length=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class EmbeddedData(Section):
@@ -17,13 +21,49 @@ class EmbeddedData(Section):
     rows: int = Field(ge=1)
 
 
-class OutsideData(Section):
-    """Rows from the hub (`owner/name`, and the file in it) or from a local JSONL file."""
+@dataclass(frozen=True)
+class RowSource:
+    """One place that rows come from: a hub id (`owner/name`) or a local path, and what is taken from there.
 
-    source: str = Field(min_length=1)
-    revision: str | None = None
-    file: str | None = None
-    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    `key` is the parameter that names it. `file` is a file in the repository or folder, or a pattern for
+    several; None takes all that hold rows.
+    """
+
+    key: str
+    source: str
+    revision: str | None
+    file: str | None
+    sha256: str | None
+
+
+class OutsideData(Section):
+    """Rows from the hub or from local files; the held-out ones from a place of their own if `test_source` is given."""
+
+    source: Text
+    revision: Text | None = None
+    file: Text | None = None
+    sha256: Sha256 | None = None
+    test_source: Text | None = None
+    test_revision: Text | None = None
+    test_file: Text | None = None
+    test_sha256: Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _test_has_a_source(self) -> OutsideData:
+        for key in ("test_revision", "test_file", "test_sha256"):
+            if getattr(self, key) is not None and self.test_source is None:
+                raise ValueError(f"{key} is given without test_source; add that, or remove {key}")
+        return self
+
+    def rows(self) -> RowSource:
+        """Where the rows come from."""
+        return RowSource("data.source", self.source, self.revision, self.file, self.sha256)
+
+    def test(self) -> RowSource | None:
+        """Where the held-out rows come from, unless they are taken from the others."""
+        if self.test_source is None:
+            return None
+        return RowSource("data.test_source", self.test_source, self.test_revision, self.test_file, self.test_sha256)
 
 
 def _which(value: object) -> str:

@@ -32,7 +32,7 @@ class OutsideModel(Section):
     """A base model from the hub (`owner/name`) or from a local Hugging Face folder."""
 
     source: str = Field(min_length=1)
-    revision: str | None = None
+    revision: str | None = Field(default=None, min_length=1)
     weights_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
 
 

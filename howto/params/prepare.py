@@ -2,11 +2,82 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
+from howto.params.clean import Clean
 from howto.params.section import Section
+
+
+def _part(value: object) -> object:
+    is_number_of_rows = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if is_number_of_rows or (isinstance(value, float) and 0 <= value < 1):
+        return value
+    raise ValueError(f"a share (0.0 to below 1.0) or a number of rows (0, 1, ...) is wanted, not {value!r:.40}")
+
+
+def _part_or_rest(value: object) -> object:
+    return value if value == "rest" else _part(value)
+
+
+Part = Annotated[float | int, PlainValidator(_part)]
+PartOrRest = Annotated[Literal["rest"] | float | int, PlainValidator(_part_or_rest)]
+
+
+class Columns(Section):
+    """The names that the columns have in the raw files; null where they have no such column."""
+
+    instruction: str = Field(min_length=1)
+    context: str | None
+    response: str = Field(min_length=1)
+    category: str | None
+
+    def names(self) -> list[str]:
+        """The columns that there are."""
+        return [name for name in (self.instruction, self.context, self.response, self.category) if name is not None]
+
+
+class Reject(Section):
+    """Which rows are left out, each kind with its reason."""
+
+    empty: bool
+    repeated_context: bool
+    min_characters: int | None = Field(ge=1)
+    max_characters: int | None = Field(ge=1)
+    not_procedural: bool
+
+    @model_validator(mode="after")
+    def _bounds_leave_something(self) -> Reject:
+        if self.min_characters and self.max_characters and self.min_characters > self.max_characters:
+            raise ValueError("min_characters is larger than max_characters, so that no row is left")
+        return self
+
+
+class Duplicates(Section):
+    """Which rows are taken for one that came before."""
+
+    exact: bool
+    near: float | None = Field(gt=0, lt=1)
+
+
+class Split(Section):
+    """How the rows are dealt: shares (floats) or numbers of rows (ints)."""
+
+    train: PartOrRest
+    validation: Part
+    test: Part
+    near_intents: float | None = Field(gt=0, lt=1)
+    seed: int
+
+    @model_validator(mode="after")
+    def _rows_are_left_for_training(self) -> Split:
+        shares = [part for part in (self.train, self.validation, self.test) if isinstance(part, float)]
+        if sum(shares) > 1 + 1e-9 or (self.train == "rest" and sum(shares) >= 1):
+            raise ValueError("the shares of train, validation and test leave no row to train on; lower them")
+        if self.train == 0:
+            raise ValueError("train: 0 leaves no row to train on")
+        return self
 
 
 class Prepare(Section):
@@ -14,12 +85,9 @@ class Prepare(Section):
 
     key: ClassVar[str] = "prepare"
     instruction: str = Field(min_length=1)
-    validation_share: float = Field(ge=0, lt=1)
-    test_share: float = Field(gt=0, lt=1)
-    split_seed: int
-
-    @model_validator(mode="after")
-    def _rows_are_left_for_training(self) -> Prepare:
-        if self.validation_share + self.test_share >= 1:
-            raise ValueError("validation_share and test_share leave no row to train on; their sum must be below 1")
-        return self
+    columns: Columns
+    bad_rows: Literal["stop", "reject"]
+    clean: Clean
+    reject: Reject
+    duplicates: Duplicates
+    split: Split

@@ -1,0 +1,86 @@
+"""Work shared among processes comes back in order, and none of them outlives its parent."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from howto.processes import in_order, usable_cores
+from howto.stop import Stop
+from tests.conftest import ROOT
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def fail_at_seven(number: int) -> int:
+    if number == 7:
+        raise Stop("seven: no good; take another")
+    return number
+
+
+@pytest.mark.parametrize("processes", [0, 1, 2])
+def test_results_come_in_the_order_of_the_items(processes: int) -> None:
+    assert list(in_order(square, range(40), processes)) == [n * n for n in range(40)]
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_an_error_comes_at_its_place_as_it_was_raised(processes: int) -> None:
+    seen = []
+    with pytest.raises(Stop, match="seven: no good"):
+        for result in in_order(fail_at_seven, range(40), processes):
+            seen.append(result)
+    assert seen == list(range(7))
+
+
+def test_few_items_are_under_way_at_a_time() -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for number in range(1000):
+            taken += 1
+            yield number
+
+    results = in_order(square, items(), 2)
+    assert next(results) == 0
+    assert taken < 10
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_there_is_a_core_to_run_on() -> None:
+    assert 1 <= usable_cores() <= 8
+
+
+PARENT = """
+import sys, time
+from howto.processes import in_order
+def main():
+    results = in_order(time.sleep, [0, 0, 600, 600], 2)
+    next(results), next(results)
+    print("ready", flush=True)
+    next(results)
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT, encoding="utf-8")
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env={"PYTHONPATH": str(ROOT)}) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == b"ready\n"
+        children = psutil.Process(parent.pid).children(recursive=True)
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    assert len(children) >= 2
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
