@@ -68,7 +68,8 @@ def main() -> None:
 def make_rows(real: list[dict[str, str]], rows: int, path: Path) -> None:
     """Write so many rows, made from the real ones from a fixed seed."""
     random = Random(rows)
-    words = sorted({word for row in real for word in row["response"].split(" ")})
+    # Words beyond ASCII are left out, or more rows would have some than the real ones have.
+    words = sorted({word for row in real for word in row["response"].split(" ") if word.isascii()})
     path.parent.mkdir(parents=True)
     made: list[dict[str, str]] = []  # the last thousand
     with path.open("w", encoding="utf-8") as file:

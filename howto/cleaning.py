@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import cache
 
 from howto.params.clean import Clean
 
@@ -107,7 +108,14 @@ def _needless_joiners(text: str) -> str:
 
 
 def _is_mark(character: str) -> bool:
-    return unicodedata.category(character)[0] == "M"
+    return character in _marks()
+
+
+@cache
+def _marks() -> frozenset[str]:
+    """All characters that are marks, category M: they stand in these two ranges."""
+    ranges = (range(0x300, 0x20000), range(0xE0100, 0xE01F0))
+    return frozenset(c for part in ranges for c in map(chr, part) if unicodedata.category(c)[0] == "M")
 
 
 def _joins(character: str) -> bool:
@@ -345,7 +353,7 @@ def _words(text: str) -> str:
     else:
         # `\w` is no mark, such as a vowel sign in Hindi or a point in Hebrew: by itself it would end words at each.
         characters = set(text)
-        if any(_is_mark(character) for character in characters):
+        if not characters.isdisjoint(_marks()):
             gaps = {ord(character): " " for character in characters if not _is_in_words(character)}
             words = text.translate(gaps).split()
         else:
