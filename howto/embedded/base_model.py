@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from howto.embedded.muon import Muon
 from howto.embedded.reading import make_reading
 from howto.params.model import EmbeddedModel
 
@@ -94,8 +95,8 @@ def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, params: 
     batches = [batch for number in range(params.passes) for batch in _batches(tokenizer, params, number)]
     in_layers = [name for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
     weights = dict(model.named_parameters())
-    optimizers = [
-        torch.optim.Muon([weights[name] for name in in_layers], lr=params.learning_rate, weight_decay=0.1),
+    optimizers: list[torch.optim.Optimizer] = [
+        Muon([weights[name] for name in in_layers], lr=params.learning_rate, weight_decay=0.1),
         torch.optim.AdamW(
             [weight for name, weight in weights.items() if name not in in_layers],
             lr=params.learning_rate,
