@@ -3,8 +3,9 @@
     compare.py COMMITTED FRESH      two project folders
     compare.py --record             write down this CPU, as that of the results in metrics/
 
-On a CPU of the committed kind every hash in dvc.lock must be the same. Another CPU may round otherwise, which must
-not turn CI red: there ROUGE-L has to be within 0.02.
+On a CPU of the committed kind every hash in dvc.lock must be the same. Another CPU may round otherwise, which over a
+thousand steps of training amounts to another seed. There what is made without floating-point arithmetic still has to be
+the same byte for byte, and ROUGE-L has to be as near as near-equal set-ups are to each other (0.53 to 0.66).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-TOLERANCE = 0.02
+TOLERANCE = 0.13
+EXACT = ("data/raw", "data/prepared", "metrics/data.json", "metrics/lengths.csv", "metrics/categories.csv")
 CPU = Path("metrics/cpu.txt")
 
 
@@ -57,6 +59,9 @@ def main(committed: Path, fresh: Path) -> int:
         print(f"and this is the CPU that they were made on ({made_on}): FAILED")
         return 1
     print(f"they were made on another CPU ({made_on}; this is {cpu()}), so ROUGE-L has to be within {TOLERANCE}")
+    if wrong := [path for path in different if path in EXACT]:
+        print(f"but no arithmetic of a CPU is behind {', '.join(wrong)}: FAILED")
+        return 1
     old, new = scores(committed), scores(fresh)
     for model, score in new.items():
         print(f"  {model}: {old[model]:.4f} committed, {score:.4f} now")

@@ -39,7 +39,7 @@ class Cleaner:
         Takes any string without lone surrogates, and cleans what it has cleaned to the same.
         """
         changed: list[str] = []
-        for name, step in self._steps:
+        for name, step in () if _is_plain(text) else self._steps:
             if (after := step(text)) != text:
                 text = after
                 if name not in changed:
@@ -48,6 +48,16 @@ class Cleaner:
             text = after
             changed.append("reference_marks")
         return text, tuple(changed)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether none of the steps before the last would change the text: so it is with most, and quickly seen."""
+    return (
+        text.isascii()
+        and text.replace("\n", "").isprintable()
+        and not ("  " in text or " \n" in text or "\n\n\n" in text)
+        and text == text.strip(" \n")
+    )
 
 
 # --- Characters ---------------------------------------------------------------------------------------
@@ -338,9 +348,10 @@ def repeats(response: str, context: str) -> bool:
     """Whether a response is its context, or nearly: the words of one are a piece of the other's, and 90 % of it.
 
     Case counts and punctuation does not. A short verbatim piece of the context is how many questions are rightly
-    answered, and a context without its typing errors, or in capitals, is an answer too.
+    answered, and a context without its typing errors, or in capitals, is an answer too. A text that has three times
+    the characters of the other is not compared: it would have to be nearly all punctuation.
     """
-    if not response or not context:
+    if not response or not context or not len(context) / 3 <= len(response) <= 3 * len(context):
         return False
     short, long = sorted((_words(unicodedata.normalize("NFKC", text)) for text in (response, context)), key=len)
     return len(short) >= WHOLE * len(long) and f" {short} " in f" {long} "

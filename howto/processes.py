@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +30,8 @@ def in_order(function: Callable[[T], R], items: Iterable[T], processes: int) -> 
     if processes < 1:
         yield from map(function, items)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy what the parent's threads hold
+    # A fork is ready at once. It would be none to rely on beside threads that hold locks, and there are none here.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     waiting: deque[Future[R]] = deque()
     with ProcessPoolExecutor(processes, context, _begin) as pool:
         try:

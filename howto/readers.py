@@ -224,7 +224,7 @@ def _items(path: Path, file: IO[bytes]) -> Iterator[Unread]:
         if item:
             yield number, item
         elif number > 1 or mark == b",":
-            raise Stop(f"{path}:{number}: a comma too many before item {number} of the list; mend the file")
+            raise Stop(f"{path}:{number}: a comma too many at item {number} of the list; mend the file")
     rest = data[start:]
     while rest.isspace() or not rest:
         if not (rest := file.read(CHUNK_BYTES)):
@@ -425,7 +425,7 @@ def _parse(line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         text, problem = line.decode("utf-8", "replace"), f"byte {error.start + 1} is not UTF-8"
     try:
-        value = json.loads(text, object_pairs_hook=_object)
+        value = _JSON.decode(text)
     except json.JSONDecodeError as error:
         what = error.msg.removesuffix(" at")
         raise _Syntax(problem or f"not a whole JSON object ({what} at character {error.pos + 1})") from None
@@ -455,6 +455,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     ambiguous = _Ambiguous(values)
     ambiguous.twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
     return ambiguous
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _texts(row: bytes | dict[str, str | None], columns: Columns) -> list[str]:

@@ -32,17 +32,22 @@ def is_procedural(reference: str) -> bool:
     sentences into an order: "first ... then", "step one ... step two".
     """
     text = reference.lower()
-    return any(_in_this_order(form.patterns, text) for form in FORMS if any(hint in text for hint in form.hints))
+    return any(_in_this_order(form.patterns, text) for form in FORMS if form.may_be_in(text))
 
 
 class Form(NamedTuple):
     """What a text in lower case has if it has steps in one form: matches of `patterns`, each behind the one before.
 
-    One of `hints` is in every such text. Looking for it first saves most of the time.
+    One of `hints` and all of `needs` are in every such text. Looking for them first saves most of the time.
     """
 
     hints: tuple[str, ...]
+    needs: tuple[str, ...]
     patterns: tuple[re.Pattern[str], ...]
+
+    def may_be_in(self, text: str) -> bool:
+        """Whether a look at the patterns is worth its time."""
+        return any(hint in text for hint in self.hints) and all(need in text for need in self.needs)
 
 
 def _in_this_order(patterns: tuple[re.Pattern[str], ...], text: str) -> bool:
@@ -80,11 +85,11 @@ FIRST = _sentence(
 )
 LATER = _sentence("then|next(?! (?:day|week|month|year|time|door))|after (?:that|this)|afterwards?|finally")
 FORMS = (
-    Form(("\n",), (_item(1), _item(2))),
-    Form(("3.", "3)"), (_item_in_a_line(1), _item_in_a_line(2), _item_in_a_line(3))),
-    Form(("\n",), (BULLET, BULLET)),
-    Form(("step 2", "step two"), (re.compile(r"\bstep (?:1|one)\b"), re.compile(r"\bstep (?:2|two)\b"))),
-    Form(("first", "start", "begin"), (FIRST, LATER)),
+    Form(("\n",), ("1", "2"), (_item(1), _item(2))),
+    Form(("3.", "3)"), ("1", "2"), (_item_in_a_line(1), _item_in_a_line(2), _item_in_a_line(3))),
+    Form(("\n",), (), (BULLET, BULLET)),
+    Form(("step 2", "step two"), (), (re.compile(r"\bstep (?:1|one)\b"), re.compile(r"\bstep (?:2|two)\b"))),
+    Form(("first", "start", "begin"), (), (FIRST, LATER)),
     # "First ... second" alone counts arguments as often as steps.
-    Form(("third",), (FIRST, _sentence("second(?:ly)?"), _sentence("third(?:ly)?"))),
+    Form(("third",), ("second",), (FIRST, _sentence("second(?:ly)?"), _sentence("third(?:ly)?"))),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import fields
@@ -12,7 +13,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from howto.digest import Digest, Numbers, normal_keys
+from howto.cleaning import normal_key
+from howto.digest import Digest, Numbers
 from howto.near import NearIndex, Signatures, jaccard, shingle_set
 from howto.rows import Row
 
@@ -50,7 +52,7 @@ class Table:
         self.categories = np.concatenate([*self._categories, np.zeros(0, dtype=np.uint32)])
         self.category_names = list(self._category_numbers)
         self._ends = np.cumsum(self.numbers.sizes, dtype=np.int64)
-        self._keys = lru_cache(maxsize=REMEMBERED)(self._read_keys)
+        self._row = lru_cache(maxsize=REMEMBERED)(self._read_row)
         self._set = lru_cache(maxsize=REMEMBERED)(self._read_set)
 
     def __len__(self) -> int:
@@ -93,17 +95,19 @@ class Table:
 
     def _jaccard(self, one: int, other: int, text: int) -> float:
         """How near the intents (text 0), contexts (1) or responses (2) of two rows are."""
-        if self._keys(one)[text] == self._keys(other)[text]:
+        hashes = (self.numbers.intents, self.numbers.contexts, self.numbers.rows)[text]  # rows: those of all three
+        if hashes[one] == hashes[other]:
             return 1.0
         return jaccard(self._set(one, text), self._set(other, text))
 
     def _read_set(self, row: int, text: int) -> frozenset[int]:
-        return shingle_set(self._keys(row)[text])
+        read = self._row(row)
+        return shingle_set(normal_key((read.intent, read.context, read.output)[text]))
 
-    def _read_keys(self, row: int) -> tuple[str, str, str]:
+    def _read_row(self, row: int) -> Row:
         size = int(self.numbers.sizes[row])
         line = os.pread(self._file.fileno(), size, int(self._ends[row]) - size)
-        return normal_keys(Row.model_validate_json(line))
+        return Row.model_construct(**json.loads(line))  # it is this program's own
 
 
 def _joined(parts: list[Numbers]) -> Numbers:

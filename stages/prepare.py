@@ -35,7 +35,7 @@ from howto.whole import whole_folder
 RAW, RAW_TEST = Path("data/raw/rows"), Path("data/raw/test")
 PREPARED = Path("data/prepared")
 METRICS = Path("metrics")
-SMALL = 8 << 20  # bytes; less than this is done sooner than other processes have started
+SMALL = 2 << 20  # bytes; less than this is done sooner than other processes have started
 
 
 class Verdicts:

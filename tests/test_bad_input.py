@@ -83,7 +83,11 @@ OUTPUTS = {
 CASES: dict[str, tuple[list[str], Callable[[Path], None], str]] = {
     "prepare: no raw folder": (["stages.prepare"], remove("data/raw"), "data/raw/rows: no file in it; make it with"),
     "prepare: no file in it": (["stages.prepare"], remove("data/raw/rows/embedded.jsonl"), "data/raw/rows: no file"),
-    "prepare: cut line": (["stages.prepare"], cut("data/raw/rows/embedded.jsonl", 9), "embedded.jsonl:122: not a whole"),
+    "prepare: cut line": (
+        ["stages.prepare"],
+        cut("data/raw/rows/embedded.jsonl", 9),
+        "embedded.jsonl:122: not a whole",
+    ),
     "prepare: too few rows": (
         ["stages.prepare"],
         write("data/raw/rows/embedded.jsonl", '{"instruction": "a", "response": "b"}\n'),

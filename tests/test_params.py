@@ -67,7 +67,11 @@ MISTAKES = {
     "no profile": ("profile: embedded", "#", "profile: this key is missing"),
     "shares that leave no row": ("    test: 0.1 ", "    test: 0.95 ", "prepare.split: the shares of train, validation"),
     "a share of more than all": ("    test: 0.1 ", "    test: 1.5 ", "prepare.split.test: a share (0.0 to below 1.0)"),
-    "a share that is no number": ("    train: rest ", "    train: all ", "prepare.split.train: a share (0.0 to below 1"),
+    "a share that is no number": (
+        "    train: rest ",
+        "    train: all ",
+        "prepare.split.train: a share (0.0 to below 1",
+    ),
     "bounds that leave nothing": (
         "min_characters: null        # int or null; of a response\n    max_characters: null",
         "min_characters: 9\n    max_characters: 8",

@@ -130,6 +130,13 @@ def read(path: Path, columns: Columns = COLUMNS) -> list[Fields | BadRow]:
     return [row for chunk in read_chunks(path, columns) for row in chunk.fields(columns)]
 
 
+@contextlib.contextmanager
+def in_pieces(size: int, longest: int = LONGEST_ROW) -> Iterator[None]:
+    """Read files in pieces of so many bytes, and no longer rows."""
+    with patch.object(readers, "CHUNK_BYTES", size), patch.object(readers, "LONGEST_ROW", longest):
+        yield
+
+
 def texts(rows: Sequence[Fields | BadRow]) -> list[Raw]:
     return [{name: getattr(row, name) for name in NAMES} for row in rows]
 
@@ -402,11 +409,11 @@ BAD_FILES: dict[str, tuple[Content, str]] = {
     ),
     "json: two commas": (
         json_list([ROWS[0], b"", ROWS[1]]),
-        ":2: a comma too many before item 2 of the list; mend the file",
+        ":2: a comma too many at item 2 of the list; mend the file",
     ),
     "json: a comma behind the last item": (
         json_list([*ROWS, b""]),
-        ":41: a comma too many before item 41 of the list; mend the file",
+        ":41: a comma too many at item 41 of the list; mend the file",
     ),
     # Found by this test: what follows was taken for a part of item 4, up to the next quote that a text has in it.
     "json: a quote too few": (
@@ -499,6 +506,11 @@ BAD_FILES: dict[str, tuple[Content, str]] = {
     "parquet: another checksum": (
         flipped(parquet(ROWS, write_page_checksum=True, compression="none", use_dictionary=False), 200),
         f": {NOT_PARQUET}",
+    ),
+    # Found by fuzzing: Parquet's own reader says nothing. The file's number of rows is 41 now, not 40 (as zigzag).
+    "parquet: a row too few": (
+        GOOD_PARQUET.replace(b"\x16\x50", b"\x16\x52", 1),
+        ": 40 of its 41 rows can be read; bring it again",
     ),
     "parquet: the first four bytes": (b"PAR1", f": {NOT_PARQUET}"),
     "parquet: encrypted": (GOOD_PARQUET[:-4] + b"PARE", f": {NOT_PARQUET}"),
@@ -745,6 +757,14 @@ def test_rows_are_numbered_by_line_or_by_place(tmp_path: Path) -> None:
     assert numbers == {"some.jsonl": [3, 5], "some.json": [1, 2], "some.csv": [4, 9], "some.parquet": [1, 2]}
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_file_may_be_longer_than_the_longest_row(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"some{suffix}"
+    path.write_bytes(WRITERS[suffix](ROWS))
+    with in_pieces(64, max(len(as_json(row)) for row in ROWS) + 5):
+        assert texts(read(path)) == ROWS
+
+
 def test_only_columns_that_params_name_are_read(tmp_path: Path) -> None:
     columns = Columns(instruction="prompt", context=None, response="completion", category=None)
     rows = [{"prompt": "How?", "completion": "So.", "context": 3, "category": [None]}]
@@ -832,12 +852,6 @@ MANY = settings(FEW, max_examples=300)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all examples of a test."""
     return tmp_path_factory.mktemp("readers")
-
-
-@contextlib.contextmanager
-def in_pieces(size: int, longest: int = LONGEST_ROW) -> Iterator[None]:
-    with patch.object(readers, "CHUNK_BYTES", size), patch.object(readers, "LONGEST_ROW", longest):
-        yield
 
 
 @MANY
