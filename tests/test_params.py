@@ -70,7 +70,7 @@ MISTAKES = {
     "a share that is no number": (
         "    train: rest ",
         "    train: all ",
-        "prepare.split.train: a share (0.0 to below 1",
+        "prepare.split.train: a share (0.0 to",
     ),
     "bounds that leave nothing": (
         "min_characters: null        # int or null; of a response\n    max_characters: null",
