@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -30,8 +29,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], processes: int) -> 
     if processes < 1:
         yield from map(function, items)
         return
-    # A fork is ready at once. It would be none to rely on beside threads that hold locks, and there are none here.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    context = multiprocessing.get_context("spawn")  # after a fork, libraries wait for threads that were not copied
     waiting: deque[Future[R]] = deque()
     with ProcessPoolExecutor(processes, context, _begin) as pool:
         try:

@@ -427,7 +427,7 @@ def _parse(line: bytes) -> dict[str, Any]:
     try:
         value = _JSON.decode(text)
     except json.JSONDecodeError as error:
-        what = error.msg.removesuffix(" at")
+        what = "Unexpected byte order mark" if text.startswith("\ufeff") else error.msg.removesuffix(" at")
         raise _Syntax(problem or f"not a whole JSON object ({what} at character {error.pos + 1})") from None
     except RecursionError:
         raise _Problem(problem or "nested too deeply") from None

@@ -204,7 +204,10 @@ BAD_ROWS: dict[str, tuple[bytes | Raw | Callable[[], bytes | Raw], str]] = {
     "jsonl: a cut character": (START + b'"\xf0\x9f\x98"}', "byte 38 is not UTF-8"),
     "jsonl: invalid UTF-8 in a column that is not read": (START + b'"b", "more": "\xff"}', "byte 51 is not UTF-8"),
     "jsonl: UTF-16": ((START + b'"b"}').decode().encode("utf-16"), "byte 1 is not UTF-8"),
-    "jsonl: a byte order mark": (b"\xef\xbb\xbf" + START + b'"b"}', "not a whole JSON object (Unexpected UTF-8 BOM"),
+    "jsonl: a byte order mark": (
+        b"\xef\xbb\xbf" + START + b'"b"}',
+        "not a whole JSON object (Unexpected byte order mark at character 1)",
+    ),
     "jsonl: a NUL byte": (START + b'"a\0b"}', "not a whole JSON object ("),
     "jsonl: NUL bytes alone": (b"\0\0\0\0", "not a whole JSON object ("),
     "jsonl: an escaped NUL": (START + b'"a\\u0000b"}', "field 'response': a NUL character (character 2)"),
