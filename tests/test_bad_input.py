@@ -86,7 +86,7 @@ CASES: dict[str, tuple[list[str], Callable[[Path], None], str]] = {
     "prepare: cut line": (
         ["stages.prepare"],
         cut("data/raw/rows/embedded.jsonl", 9),
-        "jsonl:122: not a whole",
+        ": not a whole JSON object (",
     ),
     "prepare: too few rows": (
         ["stages.prepare"],
