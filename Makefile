@@ -11,7 +11,7 @@ run: $(VENV)/.installed
 	@. $(BIN)/activate && python -m howto.params.file && dvc repro && echo && python -m stages.evaluate --show 3
 
 test: $(VENV)/.installed-test
-	@. $(BIN)/activate && ruff check . && ruff format --check . && mypy && pytest
+	@. $(BIN)/activate && ruff check . && ruff format --check . && mypy && pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
