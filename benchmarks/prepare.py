@@ -29,6 +29,8 @@ from random import Random
 import psutil
 from tqdm import tqdm
 
+from howto.whole import write_json
+
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("instruction", "context", "response")
@@ -60,8 +62,7 @@ def main() -> None:
         "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()},
         "measured": measured,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "prepare.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(RESULTS / "prepare.json", result)
     print(json.dumps(result, indent=2))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from howto.digest import FIELDS
 from howto.split import NAMES, NONE, Codes
 from howto.table import Table
-from howto.whole import whole_file
+from howto.whole import whole_file, write_json
 
 PERCENTILES = {"median": 50, "p90": 90, "p99": 99, "longest": 100}
 MOST_CATEGORIES = 30  # the metrics name the largest; what a data set has beyond them is summed up
@@ -101,9 +100,7 @@ def length_histogram(table: Table, codes: Codes) -> list[tuple[str, int, int]]:
 
 def write_report(folder: Path, report: Report, table: Table, codes: Codes, steps: list[str]) -> None:
     """Write data.json, lengths.csv and categories.csv into `folder`."""
-    with whole_file(folder / "data.json") as file:
-        json.dump(summary(report, table, codes, steps), file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    write_json(folder / "data.json", summary(report, table, codes, steps))
     with whole_file(folder / "lengths.csv") as file:
         csv.writer(file, lineterminator="\n").writerows(
             [("text", "characters", "rows"), *length_histogram(table, codes)]

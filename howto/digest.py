@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from howto.chunks import Chunk
 from howto.cleaning import Cleaner, normal_key, repeats
 from howto.near import U8, U32, U64, shingles, sign, unsigned
 from howto.params.prepare import Prepare, Reject
-from howto.readers import BadRow, Chunk, Fields
+from howto.raw_rows import BadRow, Fields
 from howto.rows import Row
 from howto.steps import is_procedural
 from howto.stop import Stop

@@ -19,7 +19,7 @@ SHINGLE = 5  # characters
 PERMUTATIONS = 64  # all of them, one byte of each, are the sketch that shows whether a pair is far from near
 SEED = 1
 RECALL = 0.99
-CROWD = 1024  # the rows of one bucket that are looked at; only thousands of rows of one pattern exceed it
+CROWD = 1024  # rows that are looked at, about; only thousands of rows of one pattern exceed it
 CLOSEST = 16  # candidates whose sets are compared
 
 U64 = NDArray[np.uint64]
@@ -137,10 +137,14 @@ class NearIndex:
 
     def find(self, row: int) -> int | None:
         """A row that was added and that this one is near to; None if there is none."""
-        members = [self._buckets[bucket] for bucket in self._buckets_of(row) if bucket in self._buckets]
-        if not members:
+        buckets = [self._buckets[bucket] for bucket in self._buckets_of(row) if bucket in self._buckets]
+        found: set[int] = set()
+        for members in sorted(buckets, key=len):  # what a near row shares with few others tells most
+            if len(found) < CROWD:
+                found.update(members)
+        if not found:
             return None
-        candidates = sorted(set().union(*members))
+        candidates = sorted(found)
         alike = (self._sketches[candidates] == self._sketches[row]).sum(axis=1).tolist()
         likely = [(-count, other) for count, other in zip(alike, candidates, strict=True) if count >= self._plausible]
         likely.sort()
@@ -148,8 +152,8 @@ class NearIndex:
 
     def _buckets_of(self, row: int) -> list[int]:
         """The row's buckets, without those in which it is alone."""
-        bands = self._bands[row].tolist()
-        return [(band << 32) + bands[band] for band in np.flatnonzero(self._shared[row]).tolist()]
+        hashes, shared = self._bands[row].tolist(), self._shared[row].tolist()
+        return [(band << 32) + hashes[band] for band, is_shared in enumerate(shared) if is_shared]
 
 
 def _occurs_twice(values: U32) -> NDArray[np.bool_]:

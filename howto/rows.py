@@ -43,7 +43,12 @@ class Row(_Row):
     @property
     def intent(self) -> str:
         """`input` without its context."""
-        return self.input.removesuffix(self.context).removesuffix("\n\n") if self.context else self.input
+        return intent_of(self.input, self.context)
+
+
+def intent_of(text: str, context: str) -> str:
+    """A row's `input` without its context."""
+    return text.removesuffix(context).removesuffix("\n\n") if context else text
 
 
 class Prediction(_Row):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from howto.cleaning import normal_key
 from howto.digest import Digest, Numbers
 from howto.near import NearIndex, Signatures, jaccard, shingle_set
-from howto.rows import Row
+from howto.rows import intent_of
 
 REMEMBERED = 512  # rows, and sets of shingles, that are kept while pairs are compared
 
@@ -52,7 +52,7 @@ class Table:
         self.categories = np.concatenate([*self._categories, np.zeros(0, dtype=np.uint32)])
         self.category_names = list(self._category_numbers)
         self._ends = np.cumsum(self.numbers.sizes, dtype=np.int64)
-        self._row = lru_cache(maxsize=REMEMBERED)(self._read_row)
+        self._texts = lru_cache(maxsize=REMEMBERED)(self._read_texts)
         self._set = lru_cache(maxsize=REMEMBERED)(self._read_set)
 
     def __len__(self) -> int:
@@ -101,13 +101,14 @@ class Table:
         return jaccard(self._set(one, text), self._set(other, text))
 
     def _read_set(self, row: int, text: int) -> frozenset[int]:
-        read = self._row(row)
-        return shingle_set(normal_key((read.intent, read.context, read.output)[text]))
+        return shingle_set(normal_key(self._texts(row)[text]))
 
-    def _read_row(self, row: int) -> Row:
+    def _read_texts(self, row: int) -> tuple[str, str, str]:
+        """Intent, context and response."""
         size = int(self.numbers.sizes[row])
-        line = os.pread(self._file.fileno(), size, int(self._ends[row]) - size)
-        return Row.model_construct(**json.loads(line))  # it is this program's own
+        line = json.loads(os.pread(self._file.fileno(), size, int(self._ends[row]) - size))
+        context = line["context"]
+        return intent_of(line["input"], context), context, line["output"]
 
 
 def _joined(parts: list[Numbers]) -> Numbers:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from howto.chunks import Chunk
 from howto.data_report import Report, write_report
 from howto.digest import Digester, rejected_line
 from howto.duplicates import Numbers, exact_duplicates, near_duplicates
@@ -26,7 +27,7 @@ from howto.params.clean import Clean
 from howto.params.file import read_params
 from howto.params.prepare import Prepare
 from howto.processes import in_order, usable_cores
-from howto.readers import Chunk, read_chunks
+from howto.readers import read_chunks
 from howto.split import NAMES, NONE, TEST, VALIDATION, Codes, deal, find_leaks
 from howto.stop import Stop, stops_cleanly
 from howto.table import Table
@@ -104,7 +105,7 @@ def read_rows(table: Table, rejected: Path, params: Prepare) -> Report:
     if not raw_files(RAW):
         raise Stop(f"{RAW}: no file in it; make it with `dvc repro fetch_data`")
     size = sum(path.stat().st_size for path in files)
-    processes = usable_cores() if size > SMALL else 0
+    processes = usable_cores() if size > SMALL else 1
     report = Report()
     good: dict[Path, bool] = {}
     problems: dict[Path, str] = {}
