@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import resource
 import shlex
 import shutil
 import sys
@@ -21,12 +19,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.prepare import cpu_name
+from benchmarks.train import dolly_rows
 from howto.params.file import read_params
 from howto.params.machine import Machine, ProfileMachine
 from howto.params.train import ProfileTrain, Train
-from howto.rows import RawRow, Row, number_rows
 from howto.torch_setup import set_up_torch
-from howto.whole import whole_file
+from howto.whole import write_json
 
 STEPS, NEW_TOKENS = 2, 16
 
@@ -46,16 +45,19 @@ def main() -> None:
     device = set_up_torch(params.section(Machine), machine)
     shared = params.section(Train)
     profile = ProfileTrain(
-        epochs=1, learning_rate=2e-4, batch_size=arguments.batch_size, micro_batch_size=arguments.batch_size
+        steps=STEPS,
+        learning_rate=2e-4,
+        batch_size=arguments.batch_size,
+        micro_batch_size=arguments.batch_size,
+        gradient_checkpointing=False,
+        processes=1,
     )
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(arguments, shared, profile, device, Path(folder))
     figures["machine"] = describe(device)
-    text = json.dumps(figures, indent=2)
-    print(text)
+    print(json.dumps(figures, indent=2))
     if arguments.output:
-        with whole_file(arguments.output) as file:
-            file.write(text + "\n")
+        write_json(arguments.output, figures)
 
 
 def measure(
@@ -65,11 +67,14 @@ def measure(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from howto.adapter import add_adapter, save_adapter
     from howto.base import load_adapter, load_base, load_tokenizer
     from howto.batches import encode
+    from howto.engine import Engine
     from howto.generation import generate
+    from howto.memory import peak_bytes
     from howto.prompt import prompt_ids
-    from stages.train import add_adapter, fit, save_adapter
+    from howto.training import Trainer
 
     base, adapter = folder / "base", folder / "adapter"
     shutil.copytree(arguments.folder, base)
@@ -81,30 +86,18 @@ def measure(
     parameters = random_model.num_parameters()
     del random_model
 
-    rows: list[Row] = []
-    for _, raw in number_rows(arguments.rows, RawRow):
-        text = f"{raw.instruction}\n\n{raw.context}" if raw.context else str(raw.instruction)
-        rows.append(
-            Row(
-                id=str(len(rows)),
-                category="",
-                instruction="Write steps.",
-                input=text,
-                context="",
-                output=raw.response or "",
-            )
-        )
-        if len(rows) == 16 * STEPS * profile.batch_size:
-            break
+    rows = dolly_rows(arguments.rows, 16 * STEPS * profile.batch_size, "Write steps.")
     tokenizer = load_tokenizer(base)
-    examples = encode(tokenizer, rows, shared.max_length)[0][: STEPS * profile.batch_size]
+    encoded = encode(tokenizer, rows, shared.max_length, shorten=False)
+    examples = encoded.examples[: STEPS * profile.batch_size]
     start = time.perf_counter()
-    model = add_adapter(load_base(base, arguments.precision, device), shared)
+    model = add_adapter(load_base(base, arguments.precision, device), shared.lora, base)
+    engine = Engine(model, examples, shared, profile, tokenizer.eos_token_id)
     loaded = time.perf_counter()
-    curve = fit(model, examples, [], shared, profile, device=device, pad=tokenizer.eos_token_id, max_steps=STEPS)
+    curve = Trainer(engine, examples, [], shared, profile).run()
     trained = time.perf_counter()
     save_adapter(model, adapter)
-    del model
+    del model, engine
     tuned = load_adapter(load_base(base, arguments.precision, device), adapter, base)
     prompt = prompt_ids(tokenizer, "Write steps.", "How do I repot a fern?")
     start_generation = time.perf_counter()
@@ -121,17 +114,8 @@ def measure(
         "train_tokens_per_second": round(tokens / (trained - loaded), 1),
         "generated_tokens": answer.new_tokens,
         "generate_seconds": round(time.perf_counter() - start_generation, 1),
-        "peak_memory_gib": round(_peak_bytes(device) / 2**30, 2),
+        "peak_memory_gib": round(peak_bytes(device) / 2**30, 2),
     }
-
-
-def _peak_bytes(device: Any) -> int:
-    """Most memory held: of the GPU where there is one, else of this process."""
-    import torch
-
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def describe(device: Any) -> dict[str, str]:
@@ -139,10 +123,9 @@ def describe(device: Any) -> dict[str, str]:
     import torch
     import transformers
 
-    cpu = [line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if "model name" in line]
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "cpu": f"{cpu[0].split(':', 1)[1].strip()}, {torch.get_num_threads()} threads" if cpu else platform.machine(),
+        "cpu": f"{cpu_name()}, {torch.get_num_threads()} threads",
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
     }

@@ -5,17 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from howto.prompt import completion_ids, prompt_ids
+from howto.prompt import completion_ids, fitting_input, prompt_ids
 from howto.rows import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-IGNORED = -100  # label of a position that takes no part in the loss
 
 
 @dataclass(frozen=True)
@@ -31,36 +30,62 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows padded on the right to one length. Both tensors are [rows, length].
+class Encoded:
+    """Examples of at most so many tokens; the ids of those whose context was shortened, and of rows left out."""
 
-    There is no attention mask: a causal model's real tokens never look at what stands behind them,
-    and the labels of padding are IGNORED by its place, never by its id.
+    examples: list[Example]
+    shortened: list[str]
+    too_long: list[str]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows for one forward pass, on one device.
+
+    Either padded on the right to one length, [rows, length]: a causal model's real tokens never look at what stands
+    behind them, so there is no attention mask. Or packed, [1, sum of lengths], with positions that start again at 0
+    and the rows' `ends`, beyond which attention does not look.
     """
 
     input_ids: torch.Tensor
-    labels: torch.Tensor
+    places: torch.Tensor  # [response tokens]: flat positions whose next token is a response token
+    labels: torch.Tensor  # [response tokens]: that token
+    tokens: int  # real ones, without padding
+    position_ids: torch.Tensor | None = None  # [1, length]
+    ends: torch.Tensor | None = None  # [rows + 1], int32, from 0
+    longest: int = 0  # row, tokens
 
-    @property
-    def response_tokens(self) -> int:
-        """How many positions take part in the loss."""
-        return int((self.labels != IGNORED).sum())
+    def model_inputs(self) -> dict[str, Any]:
+        """What a decoder's forward takes."""
+        if self.ends is None:
+            return {"input_ids": self.input_ids}
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "row_ends": self.ends,
+            "longest_row": self.longest,
+        }
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, rows: list[Row], max_length: int) -> tuple[list[Example], list[str]]:
-    """Examples of at most `max_length` tokens, and the ids of the rows that are longer."""
-    examples, too_long = [], []
+def encode(tokenizer: PreTrainedTokenizerBase, rows: list[Row], max_length: int, *, shorten: bool) -> Encoded:
+    """Rows as examples of at most `max_length` tokens.
+
+    Of a row that is longer, the context loses words from its end (if `shorten`); intent and answer stay whole. What
+    then is still too long is left out: an answer that is cut would teach the model to end in the middle.
+    """
+    encoded = Encoded([], [], [])
     for row in rows:
-        example = Example(
-            row.id,
-            prompt_ids(tokenizer, row.instruction, row.input),
-            completion_ids(tokenizer, row.instruction, row.input, row.output),
-        )
-        if len(example) <= max_length:
-            examples.append(example)
-        else:
-            too_long.append(row.id)
-    return examples, too_long
+        completion = completion_ids(tokenizer, row.instruction, row.input, row.output)
+        prompt = prompt_ids(tokenizer, row.instruction, row.input)
+        if len(prompt) + len(completion) > max_length:
+            text = fitting_input(tokenizer, row, max_length - len(completion)) if shorten else None
+            if text is None:
+                encoded.too_long.append(row.id)
+                continue
+            prompt = prompt_ids(tokenizer, row.instruction, text)
+            encoded.shortened.append(row.id)
+        encoded.examples.append(Example(row.id, prompt, completion))
+    return encoded
 
 
 def steps_of_epoch(examples: list[Example], batch_size: int, seed: int, epoch: int) -> Iterator[list[Example]]:
@@ -71,18 +96,51 @@ def steps_of_epoch(examples: list[Example], batch_size: int, seed: int, epoch: i
         yield order[start : start + batch_size]
 
 
-def micro_batches(examples: list[Example], size: int, pad: int) -> Iterator[Batch]:
+def micro_batches(
+    examples: list[Example], size: int, pad: int, device: torch.device, *, packing: bool
+) -> Iterator[Batch]:
     """Yield the rows in batches of at most `size`, those of like length together so that little is padded."""
     by_length = sorted(examples, key=len)
     for start in range(0, len(by_length), size):
-        yield _collate(by_length[start : start + size], pad)
+        rows = by_length[start : start + size]
+        yield pack(rows, device) if packing else collate(rows, pad, device)
 
 
-def _collate(examples: list[Example], pad: int) -> Batch:
-    length = max(len(example) for example in examples)
-    input_ids = torch.full((len(examples), length), pad)
-    labels = torch.full((len(examples), length), IGNORED)
-    for row, example in enumerate(examples):
-        input_ids[row, : len(example)] = torch.tensor(example.prompt + example.completion)
-        labels[row, len(example.prompt) : len(example)] = torch.tensor(example.completion)
-    return Batch(input_ids, labels)
+def collate(examples: list[Example], pad: int, device: torch.device) -> Batch:
+    """The rows padded on the right to the longest."""
+    longest = max(map(len, examples))
+    ids = [[*example.prompt, *example.completion, *[pad] * (longest - len(example))] for example in examples]
+    return Batch(
+        _on(device, ids),
+        _on(device, _places(examples, [longest * row for row in range(len(examples))])),
+        _on(device, [token for example in examples for token in example.completion]),
+        sum(map(len, examples)),
+    )
+
+
+def pack(examples: list[Example], device: torch.device) -> Batch:
+    """The rows one behind the other, without padding."""
+    ends = list(accumulate(map(len, examples), initial=0))
+    return Batch(
+        _on(device, [[token for example in examples for token in (*example.prompt, *example.completion)]]),
+        _on(device, _places(examples, ends)),
+        _on(device, [token for example in examples for token in example.completion]),
+        ends[-1],
+        _on(device, [[place for example in examples for place in range(len(example))]]),
+        _on(device, ends, torch.int32),
+        max(map(len, examples)),
+    )
+
+
+def _places(examples: list[Example], starts: list[int]) -> list[int]:
+    """The flat positions before the response tokens of rows that start at these."""
+    return [
+        start + place - 1
+        for start, example in zip(starts, examples, strict=False)
+        for place in range(len(example.prompt), len(example))
+    ]
+
+
+def _on(device: torch.device, values: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    tensor = torch.tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -5,29 +5,48 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
+from typing import Any
+
+GRACE = 5.0  # seconds after a signal until a process that is deep in a library ends anyway
+LOOK = 0.5  # seconds between two looks at whether DVC is still there
+RANK = "HOWTO_RANK"  # of a process that another one started; see `group`
+NOTHING_KEPT = "nothing half-written was kept"
 
 
 class Stop(Exception):
     """Something outside the code is wrong. The message says what, where, and what to do."""
 
 
+class _Terminated(BaseException):
+    """SIGTERM came, or DVC has gone."""
+
+
 def stops_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     """Turn the mistakes of a user and of a machine into one line on stderr and exit status 1.
 
-    Every other exception is a bug of this project and keeps its stack trace. Ctrl-C exits with 130.
+    Every other exception is a bug of this project and keeps its stack trace. Ctrl-C exits with 130,
+    SIGTERM with 143, both within seconds; and so does a stage whose DVC has been killed.
     """
 
     @functools.wraps(main)
     def run() -> None:
+        _watch_for_the_end()
         try:
             main()
             sys.stdout.flush()
         except Stop as stop:
             _end(str(stop), 1)
         except KeyboardInterrupt:
-            _end("stopped by the keyboard; nothing half-written was kept", 130)
+            _say_stopped_by("the keyboard")
+            sys.exit(130)
+        except _Terminated:
+            _say_stopped_by("SIGTERM")
+            sys.exit(143)
         except BrokenPipeError:  # the reader of a pipe has seen enough (`... | head`)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
@@ -44,6 +63,65 @@ def stops_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
+def _watch_for_the_end() -> None:
+    """Let SIGTERM stop this process as Ctrl-C does, and neither wait for a library's long computation."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def terminate(*_: Any) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    if sys.platform == "win32":
+        return
+    # Python runs a handler when a call into a library returns. Its number comes through a pipe at once.
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=_end_soon, args=(read,), daemon=True).start()
+    if {"DVC_STAGE", RANK} & os.environ.keys():
+        threading.Thread(target=_end_with_those_above, daemon=True).start()
+
+
+def _end_soon(pipe: int) -> None:
+    """End the process a while after a signal that ends it, if it is still there."""
+    while True:
+        number = os.read(pipe, 1)[0]
+        if number in (signal.SIGINT, signal.SIGTERM):
+            time.sleep(GRACE)
+            _say_stopped_by(signal.Signals(number).name)
+            os._exit(128 + number)
+
+
+def _end_with_those_above() -> None:
+    """Stop this process when DVC, its shell, or the first of a group has ended: it would go on unseen."""
+    import psutil
+
+    above = psutil.Process().parents()
+    ours = next((n for n, one in enumerate(above) if _is_dvc(one)), 0 if RANK in os.environ else -1)
+    while all(_is_there(one) for one in above[: ours + 1]):
+        time.sleep(LOOK)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_there(process: Any) -> bool:
+    import psutil
+
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:  # it went between the two questions
+        return False
+
+
+def _is_dvc(process: Any) -> bool:
+    import psutil
+
+    try:
+        return any(os.path.basename(part) == "dvc" for part in process.cmdline()[:3])  # noqa: PTH119
+    except psutil.Error:
+        return False
+
+
 def _of_the_machine(error: OSError) -> str:
     """The line for an error that the operating system gave; raises `error` again if it is none of the known ones."""
     where = error.filename2 or error.filename or "a file"  # the second is where a copy goes to
@@ -54,6 +132,11 @@ def _of_the_machine(error: OSError) -> str:
     if error.errno == errno.EROFS:
         return f"{where}: the file system is read-only; run from a folder that can be written"
     raise error
+
+
+def _say_stopped_by(whom: str) -> None:
+    if RANK not in os.environ:  # else the first process of the group says it for all
+        print(f"error: stopped by {whom}; {NOTHING_KEPT}", file=sys.stderr, flush=True)
 
 
 def _end(message: str, status: int) -> None:

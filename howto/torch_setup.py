@@ -24,6 +24,10 @@ def set_up_torch(machine: Machine, profile: ProfileMachine) -> torch.device:
     """
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(machine.threads)
+    os.environ["MKL_DYNAMIC"] = os.environ["OMP_DYNAMIC"] = "FALSE"  # as many threads on a machine that is busy
+    if machine.instruction_set == "avx2":  # torch's own kernels, oneDNN's, and MKL's
+        os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
+        os.environ["ONEDNN_MAX_CPU_ISA"] = os.environ["MKL_CBWR"] = "AVX2"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_OFFLINE"] = "1"  # what a stage computes with lies in models/; nothing is looked up
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
@@ -35,7 +39,7 @@ def set_up_torch(machine: Machine, profile: ProfileMachine) -> torch.device:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(machine.threads)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(machine.deterministic)
     # What it would also do, filling memory that nothing has written yet, costs time and guards nothing here.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if profile.device == "cpu" or (profile.device == "auto" and not torch.cuda.is_available()):

@@ -10,7 +10,6 @@ writes:  metrics/metrics.json, metrics/rouge_by_category.csv, log/hasil.jsonl (b
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,7 +24,7 @@ from howto.rouge import RougeL
 from howto.rows import Prediction, Row, read_rows, write_rows
 from howto.steps import is_numbered, is_well_numbered
 from howto.stop import Stop, stops_cleanly
-from howto.whole import whole_file
+from howto.whole import whole_file, write_json
 
 TEST = Path("data/prepared/test.jsonl")
 PREDICTIONS = Path("data/predictions")
@@ -87,9 +86,7 @@ def main() -> None:
         ],
     )
     write_by_category(rows, scores)
-    with whole_file(METRICS) as file:
-        json.dump(metrics, file, indent=2)
-        file.write("\n")
+    write_json(METRICS, metrics)
     print(
         f"evaluate: ROUGE-L {metrics['base']['rougeL']:.4f} -> {metrics['adapter']['rougeL']:.4f} "
         f"on {len(rows)} held-out rows -> {METRICS}"

@@ -2,16 +2,17 @@
 
 reads:   data/prepared/train.jsonl, data/prepared/validation.jsonl, models/base/
 params:  train, machine, profiles.<profile>.train, profiles.<profile>.machine
-writes:  models/adapter/ (a PEFT folder), metrics/train.json, metrics/train_loss.csv, metrics/validation_loss.csv
+writes:  models/adapter/ (a PEFT folder), metrics/train.json, metrics/train_loss.csv, metrics/validation_loss.csv,
+         and beside what must be the same every time metrics/train_speed.json
+
+Killed on the way, it goes on from models/checkpoints/ when it is run again with the same inputs.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
-import math
-from dataclasses import dataclass, field
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +21,21 @@ from howto.params.machine import Machine, ProfileMachine
 from howto.params.train import ProfileTrain, Train
 from howto.rows import Row, read_rows
 from howto.stop import Stop, stops_cleanly
-from howto.whole import whole_file, whole_folder
+from howto.whole import whole_file, whole_folder, write_json
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase
 
-    from howto.batches import Example
+    from howto.batches import Encoded
+    from howto.inputs import Inputs
+    from howto.training import Curve
 
-PREPARED = Path("data/prepared")
+TRAIN, VALIDATION = Path("data/prepared/train.jsonl"), Path("data/prepared/validation.jsonl")
 BASE = Path("models/base")
 ADAPTER = Path("models/adapter")
+CHECKPOINTS = Path("models/checkpoints")
 METRICS = Path("metrics")
 
 
@@ -40,10 +44,7 @@ def main() -> None:
     """Run the stage."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = read_params()
-    shared, profile = params.section(Train), params.section(ProfileTrain)
-    machine = params.section(ProfileMachine)
-    train_rows = read_rows(PREPARED / "train.jsonl", Row)
-    validation_rows = read_rows(PREPARED / "validation.jsonl", Row, empty=True)
+    shared, profile, machine = params.section(Train), params.section(ProfileTrain), params.section(ProfileMachine)
 
     from howto.torch_setup import set_up_torch
 
@@ -51,204 +52,120 @@ def main() -> None:
 
     import torch
 
-    from howto.base import MADE_FOR, load_base, load_tokenizer, weights_sha256
+    from howto.adapter import CHANGES_THE_BASE, add_adapter, save_adapter
+    from howto.base import load_base, load_tokenizer
+    from howto.checkpoints import Checkpoints
+    from howto.engine import Engine, versions
+    from howto.group import joined
+    from howto.inputs import Inputs
+    from howto.memory import check_memory, says_out_of_memory
+    from howto.training import Trainer
+
+    inputs = Inputs([TRAIN, VALIDATION, BASE], params, [Train, ProfileTrain, Machine, ProfileMachine])
+    tokenizer = load_tokenizer(BASE)
+    train_set, validation_set = read_examples(tokenizer, shared)
+    with joined(profile.processes, "stages.train", device) as group:
+        device = group.device(device)
+        is_first = group.rank == 0
+        checkpoints = Checkpoints(CHECKPOINTS, inputs.key(**versions(device)), writes=is_first)
+        torch.manual_seed(shared.seed)  # before the adapter is initialised
+        model = add_adapter(load_base(BASE, machine.precision, device), shared.lora, BASE)
+        initial = checkpoints.folder / "initial" if shared.lora.init in CHANGES_THE_BASE else None
+        if initial and is_first:
+            save_adapter(model, initial)
+        with says_out_of_memory(profile):
+            engine = Engine(model, train_set.examples, shared, profile, tokenizer.eos_token_id)
+            check_memory(engine, train_set.examples, profile, packing=shared.packing)
+            trainer = Trainer(engine, train_set.examples, validation_set.examples, shared, profile, group=group)
+            start = time.monotonic()
+            curve = trainer.run(checkpoints, write_curve if is_first else None)
+            seconds = time.monotonic() - start
+        if is_first:
+            write_adapter(model, initial, inputs)
+            write_json(METRICS / "train.json", summary(curve, train_set, validation_set, trainer.trainable))
+            report(curve, train_set, seconds, device)
+            checkpoints.remove()
+
+
+def read_examples(tokenizer: PreTrainedTokenizerBase, shared: Train) -> tuple[Encoded, Encoded]:
+    """The training and the validation rows as tokens.
+
+    Raises:
+        Stop: a file is missing or damaged, or no training row is short enough.
+    """
     from howto.batches import encode
 
-    tokenizer = load_tokenizer(BASE)
-    train_set, train_too_long = encode(tokenizer, train_rows, shared.max_length)
-    validation_set, validation_too_long = encode(tokenizer, validation_rows, shared.max_length)
-    if not train_set:
-        raise Stop(
-            f"{PREPARED / 'train.jsonl'}: no row is at most train.max_length = {shared.max_length} tokens long; "
-            "raise it in params.yaml"
-        )
-    torch.manual_seed(shared.seed)  # before the adapter is initialised
-    model = add_adapter(load_base(BASE, machine.precision, device), shared)
-    curve = fit(model, train_set, validation_set, shared, profile, device=device, pad=tokenizer.eos_token_id)
+    rows = [read_rows(TRAIN, Row), read_rows(VALIDATION, Row, empty=True)]
+    shorten = shared.too_long == "shorten"
+    train_set, validation_set = (encode(tokenizer, part, shared.max_length, shorten=shorten) for part in rows)
+    if not train_set.examples:
+        raise Stop(f"{TRAIN}: no row fits into train.max_length = {shared.max_length} tokens; raise it in params.yaml")
+    return train_set, validation_set
+
+
+def write_adapter(model: PeftModel, initial: Path | None, inputs: Inputs) -> None:
+    """Save the adapter, if what it was trained with is still as it was.
+
+    Raises:
+        Stop: files, code or params have changed since the stage began.
+    """
+    from howto.adapter import save_adapter
+    from howto.base import MADE_FOR, weights_sha256
 
     with whole_folder(ADAPTER) as folder:
-        save_adapter(model, folder)
-        _write_json(folder / MADE_FOR, {"weights_sha256": weights_sha256(BASE)})
-    _write_csv(METRICS / "train_loss.csv", ["step", "epoch", "learning_rate", "train_loss"], curve.train)
-    _write_csv(METRICS / "validation_loss.csv", ["step", "epoch", "validation_loss"], curve.validation)
-    summary = {
-        "rows": {"used": len(train_set), "too_long": len(train_too_long) + len(validation_too_long)},
-        "response_tokens": sum(len(example.completion) for example in train_set),
-        "trainable_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        save_adapter(model, folder, initial)
+        write_json(folder / MADE_FOR, {"weights_sha256": weights_sha256(BASE)})
+        inputs.check()
+
+
+def report(curve: Curve, train_set: Encoded, seconds: float, device: torch.device) -> None:
+    """Say how it went, and write what is not the same every time; of a run that was killed, for its last part."""
+    from howto.memory import peak_bytes
+
+    tokens = curve.tokens - curve.resumed_tokens
+    speed = {
+        "seconds": round(seconds, 1),
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / seconds),
+        "peak_memory_mib": round(peak_bytes(device) / 2**20),
+    }
+    write_json(METRICS / "train_speed.json", speed)
+    again = f"went on from step {curve.resumed_at}; " if curve.resumed_at else ""
+    print(
+        f"train: {len(curve.train)} steps on {len(train_set.examples)} rows ({len(train_set.shortened)} shortened, "
+        f"{len(train_set.too_long)} too long and left out); validation loss {curve.kept_loss} -> {ADAPTER}\n"
+        f"       {again}{curve.tokens:,} tokens, {curve.train[-1][1]:g} epochs, kept after {curve.kept_epoch:g}, "
+        f"{speed['tokens_per_second']:,} tokens/s, peak memory {speed['peak_memory_mib']:,} MiB"
+    )
+
+
+def summary(curve: Curve, train_set: Encoded, validation_set: Encoded, trainable: int) -> dict[str, Any]:
+    """What metrics/train.json says: the same every time."""
+    return {
+        "rows": {
+            "used": len(train_set.examples),
+            "shortened": len(train_set.shortened) + len(validation_set.shortened),
+            "too_long": len(train_set.too_long) + len(validation_set.too_long),
+        },
+        "tokens": curve.tokens,
+        "response_tokens": sum(len(example.completion) for example in train_set.examples),
+        "trainable_parameters": trainable,
         "steps": len(curve.train),
+        "kept_step": curve.kept_step,
         "kept_epoch": curve.kept_epoch,
         "train_loss": curve.train[-1][-1],
         "validation_loss": curve.kept_loss,
     }
-    _write_json(METRICS / "train.json", summary)
-    print(
-        f"train: {summary['steps']} steps on {len(train_set)} rows "
-        f"({summary['rows']['too_long']} too long, left out); "
-        f"validation loss {curve.kept_loss} after epoch {curve.kept_epoch} -> {ADAPTER}"
-    )
 
 
-@dataclass
-class Curve:
-    """Losses in nats a response token: one row for each step, and one for each look at the validation rows."""
-
-    train: list[tuple[int, float, float, float]] = field(default_factory=list)
-    validation: list[tuple[int, int, float]] = field(default_factory=list)
-    kept_epoch: int = 0
-    kept_loss: float | None = None
-
-
-def add_adapter(model: PreTrainedModel, params: Train) -> PeftModel:
-    """Put a fresh LoRA adapter on the base model, whose own weights are frozen.
-
-    Raises:
-        Stop: `train.lora.target_modules` names no linear layer of the base.
-    """
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    lora = params.lora
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-    )
-    try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        linear = sorted({name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
-        if "target_modules" not in str(error).lower() and "target modules" not in str(error).lower():
-            raise
-        raise Stop(
-            f"params.yaml: train.lora.target_modules: none of {lora.target_modules} is in the base model; "
-            f"its linear layers are {', '.join(linear)}"
-        ) from None
-    adapted.peft_config["default"].base_model_name_or_path = str(BASE)
-    return adapted
-
-
-def fit(
-    model: PeftModel,
-    train_set: list[Example],
-    validation_set: list[Example],
-    shared: Train,
-    profile: ProfileTrain,
-    *,
-    device: torch.device,
-    pad: int,
-    max_steps: int | None = None,
-) -> Curve:
-    """Train the adapter in place; leave it as it was after the epoch that `keep` says.
-
-    One optimizer step takes `batch_size` rows; its loss is the mean over all their response tokens.
-
-    Raises:
-        Stop: the loss is not a finite number; the message names step and rows.
-    """
-    import torch
-    from tqdm import tqdm
-
-    from howto.batches import micro_batches, steps_of_epoch
-    from howto.loss import response_loss
-
-    base = model.get_base_model()
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=profile.learning_rate, weight_decay=shared.weight_decay)
-    steps = math.ceil(len(train_set) / profile.batch_size) * profile.epochs
-    steps = min(steps, max_steps) if max_steps else steps
-    curve = Curve()
-    kept: dict[str, torch.Tensor] = {}
-
-    with tqdm(total=steps, desc="train", unit="step", disable=None) as progress:
-        for epoch in range(1, profile.epochs + 1):
-            model.train()
-            for rows in steps_of_epoch(train_set, profile.batch_size, shared.seed, epoch):
-                rate = profile.learning_rate * learning_rate_factor(shared, len(curve.train), steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                tokens = sum(len(row.completion) for row in rows)
-                total = 0.0
-                for batch in micro_batches(rows, profile.micro_batch_size, pad):
-                    loss = response_loss(base, batch, device) / tokens
-                    torch.autograd.backward(loss)
-                    total += loss.item()
-                if not math.isfinite(total):
-                    raise Stop(
-                        f"train: the loss is {total} in step {len(curve.train) + 1} (rows "
-                        f"{', '.join(row.id for row in rows)}); lower the learning rate in params.yaml"
-                    )
-                torch.nn.utils.clip_grad_norm_(weights, shared.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-                part = (
-                    epoch - 1 + min(1.0, (len(curve.train) % (steps / profile.epochs) + 1) / (steps / profile.epochs))
-                )
-                curve.train.append((len(curve.train) + 1, round(part, 4), round(rate, 9), round(total, 6)))
-                progress.update()
-                progress.set_postfix(loss=f"{total:.3f}", epoch=epoch)
-                if len(curve.train) == steps:
-                    break
-            if validation_set:
-                loss_now = round(mean_loss(model, validation_set, profile.micro_batch_size, device, pad), 6)
-                curve.validation.append((len(curve.train), epoch, loss_now))
-            else:
-                loss_now = None
-            if shared.keep == "last" or loss_now is None or curve.kept_loss is None or loss_now < curve.kept_loss:
-                curve.kept_epoch, curve.kept_loss = epoch, loss_now
-                kept = {name: w.detach().clone() for name, w in model.named_parameters() if w.requires_grad}
-            if len(curve.train) == steps:
-                break
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.requires_grad:
-                weight.copy_(kept[name])
-    return curve
-
-
-def learning_rate_factor(params: Train, step: int, steps: int) -> float:
-    """The schedule's factor of the peak at `step` (from 0) of `steps`: linear warm-up, then as `schedule` says."""
-    warmup = round(params.warmup_ratio * steps)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, steps - warmup)
-    if params.schedule == "cosine":
-        return 0.5 + 0.5 * math.cos(math.pi * done)
-    return 1 - done if params.schedule == "linear" else 1.0
-
-
-def mean_loss(model: PeftModel, examples: list[Example], size: int, device: torch.device, pad: int) -> float:
-    """Mean loss in nats a response token over all examples, without dropout."""
-    import torch
-
-    from howto.batches import micro_batches
-    from howto.loss import response_loss
-
-    model.eval()
-    with torch.inference_mode():
-        losses = [response_loss(model.get_base_model(), b, device).item() for b in micro_batches(examples, size, pad)]
-    return sum(losses) / sum(len(example.completion) for example in examples)
-
-
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Save the adapter as a PEFT folder, the same bytes for the same adapter."""
-    model.save_pretrained(folder, save_embedding_layers=False)  # LoRA leaves the embeddings as they are
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set, in an order of the moment
-    _write_json(path, config)
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with whole_file(path) as file:
-        json.dump(values, file, indent=2)
-        file.write("\n")
+def write_curve(curve: Curve) -> None:
+    """Write the losses so far, so that `dvc plots show` can be looked at while training goes on."""
+    _write_csv(METRICS / "train_loss.csv", ["step", "epoch", "learning_rate", "train_loss"], curve.train)
+    _write_csv(METRICS / "validation_loss.csv", ["step", "epoch", "validation_loss"], curve.validation)
 
 
 def _write_csv(
-    path: Path, header: list[str], rows: list[tuple[int, float, float, float]] | list[tuple[int, int, float]]
+    path: Path, header: list[str], rows: list[tuple[int, float, float, float]] | list[tuple[int, float, float]]
 ) -> None:
     with whole_file(path) as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +59,14 @@ def run_stage(folder: Path, *arguments: str, stdin: str | None = None) -> subpro
         text=True,
         timeout=300,
     )
+
+
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen[Any]) -> None:
+    """Wait until the training that `process` runs in `folder` has saved one."""
+    until = time.monotonic() + 120
+    while not list(folder.glob("models/checkpoints/*/[0-9]*")):
+        assert process.poll() is None and time.monotonic() < until, "no checkpoint came"
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

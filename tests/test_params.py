@@ -85,7 +85,7 @@ MISTAKES = {
     "a hash that is none": ("weights_sha256: 6e60", "weights_sha256: 6e6", "profiles.tinyllama.model.weights_sha256"),
     "a key twice": ("  seed: 42", "  max_length: 1\n  seed: 42", 'found duplicate key "max_length"'),
     "not YAML": ("\ntrain:", "\n  - train:", "params.yaml:"),
-    "a list for a mapping": ("\nmachine:\n  threads: 2 ", "\nmachine:\n  - 2 ", "machine: "),
+    "a list for a mapping": ("    near: 0.9 ", "    near: [0.9] ", "prepare.duplicates.near: "),
 }
 
 

@@ -14,6 +14,8 @@ class Machine(Section):
 
     key: ClassVar[str] = "machine"
     threads: int = Field(ge=1, le=1024)
+    instruction_set: Literal["avx2", "native"]
+    deterministic: bool
 
 
 class ProfileMachine(Section):

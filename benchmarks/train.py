@@ -1,0 +1,300 @@
+"""This project's training engine beside TRL's SFTTrainer and transformers' Trainer: same rows, tokens, model, adapter.
+
+python -m benchmarks.train FOLDER ROWS [--shape 15m] [--device cpu] [--rows 128] [--engines NAME ...]
+
+FOLDER holds TinyLlama's tokenizer and config.json, ROWS is a JSONL file in Dolly's columns. `--shape 15m` is a Llama of
+15 million parameters, `--shape tinyllama` the one of config.json; both with random weights, so that time and memory are
+real and the text is noise. Every engine runs in a process of its own, one after the other, for one epoch over the rows
+that are at most 512 tokens long when their context is shortened: batches of 8, all-linear LoRA, r 8, dropout 0.05,
+AdamW, cosine. Speed counts real tokens, no padding, from the first step to the last; peak memory is that of the
+process (on a GPU: what torch held at most). `loss_after` is the mean loss of all rows after training, measured in the
+same way for all: by the model's own forward pass, row by row. The peers need `pip install -r requirements-test.lock`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from benchmarks.prepare import cpu_name
+from howto.params.file import read_params
+from howto.params.machine import Machine, ProfileMachine
+from howto.params.train import ProfileTrain, Train
+from howto.rows import RawRow, Row, number_rows
+from howto.whole import write_json
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+
+    from howto.batches import Example
+
+RESULTS = Path(__file__).parent / "results"
+ENGINES = {
+    "howto": "this project",
+    "howto_checkpointing": "this project, gradient_checkpointing: true",
+    "trl_default": "TRL's SFTTrainer as it comes (gradient checkpointing on)",
+    "trl_grouped": "TRL, no checkpointing, rows grouped by length",
+    "trl_packed": "TRL, no checkpointing, packing (rows see each other without FlashAttention)",
+    "trl_liger": "TRL, no checkpointing, padding-free, Liger's kernels (GPU only)",
+    "transformers": "transformers' Trainer as it comes",
+}
+ON_GPU_ONLY = {"trl_liger"}
+LEARNING_RATE = 2e-4
+
+
+def main() -> None:
+    """Run every engine in a process of its own, and print and keep the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--shape", choices=("15m", "tinyllama"), default="15m")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=None)
+    parser.add_argument("--not-deterministic", action="store_true")
+    parser.add_argument("--one", choices=ENGINES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(run_one(arguments)))
+        return
+    measured: dict[str, dict[str, Any]] = {}
+    for name in arguments.engines or [n for n in ENGINES if arguments.device == "cuda" or n not in ON_GPU_ONLY]:
+        command = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], "--one", name]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            print(f"{name}: failed", file=sys.stderr)
+            continue
+        measured[name] = json.loads(done.stdout.splitlines()[-1])
+        print(name, measured[name], file=sys.stderr, flush=True)
+    ours = measured.get("howto", {}).get("tokens_per_second", 0)
+    for figures in measured.values():
+        figures["howto_is_times_as_fast"] = round(ours / figures["tokens_per_second"], 2)
+    result = {
+        "command": f"python -m benchmarks.train {' '.join(sys.argv[1:])}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()},
+        "what": {name: ENGINES[name] for name in measured},
+        "measured": measured,
+    }
+    print(json.dumps(result, indent=2))
+    write_json(RESULTS / f"train_{arguments.shape}_{arguments.device}.json", result)
+
+
+def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train with one engine."""
+    from howto.torch_setup import set_up_torch
+
+    params = read_params(Path(__file__).parent.parent / "params.yaml")
+    precision: Literal["float32", "bfloat16"] = "float32" if arguments.device == "cpu" else "bfloat16"
+    machine = params.section(Machine).model_copy(update={"deterministic": not arguments.not_deterministic})
+    device = set_up_torch(machine, ProfileMachine(device=arguments.device, precision=precision))
+
+    import torch
+
+    from howto.base import load_tokenizer
+    from howto.batches import encode, steps_of_epoch
+    from howto.memory import peak_bytes
+
+    shared = params.section(Train)
+    profile = ProfileTrain(
+        epochs=1,
+        learning_rate=LEARNING_RATE,
+        batch_size=arguments.batch_size,
+        micro_batch_size=arguments.batch_size,
+        gradient_checkpointing=arguments.one == "howto_checkpointing",
+        processes=1,
+    )
+    shared = shared.model_copy(update={"warmup_ratio": 0.0})
+    rows = dolly_rows(arguments.data, arguments.rows, read_instruction())
+    examples = encode(load_tokenizer(arguments.folder), rows, shared.max_length, shorten=True).examples
+    model = adapted_model(arguments, shared, device, getattr(torch, precision))
+    parameters = sum(
+        w.numel() for n, w in model.named_parameters() if w.ndim == 2 and "lora" not in n and "embed" not in n
+    )
+    ordered = [row for step in steps_of_epoch(examples, profile.batch_size, shared.seed, 1) for row in step]
+    peak = peak_flops(device, getattr(torch, precision))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    if arguments.one.startswith("howto"):
+        from howto.engine import Engine
+        from howto.training import Trainer
+
+        engine = Engine(model, examples, shared, profile, pad=2)
+        trainer = Trainer(engine, examples, [], shared, profile)
+        start = time.perf_counter()
+        losses = [loss for *_, loss in trainer.run().train]
+        seconds = time.perf_counter() - start
+    else:
+        losses, seconds = run_peer(arguments.one, model, ordered, shared, profile, arguments.folder)
+    memory = peak_bytes(device)
+    tokens = sum(map(len, examples))
+    return {
+        "tokens_per_second": round(tokens / seconds, 1),
+        "seconds": round(seconds, 2),
+        "tokens": tokens,
+        "steps": len(losses),
+        "peak_memory_mib": round(memory / 2**20),
+        "share_of_4n_limit": round(4 * parameters * tokens / seconds / peak, 3),
+        "first_loss": round(losses[0], 4),
+        "loss_after": round(loss_after(model, examples), 4),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "torch": str(torch.__version__),
+    }
+
+
+def read_instruction() -> str:
+    """The instruction of params.yaml."""
+    from howto.params.instruction import Instruction
+
+    return read_params(Path(__file__).parent.parent / "params.yaml").section(Instruction).root
+
+
+def dolly_rows(path: Path, count: int, instruction: str) -> list[Row]:
+    """The first rows of a file in Dolly's columns."""
+    rows = []
+    for number, raw in number_rows(path, RawRow):
+        context = raw.context or ""
+        text = f"{raw.instruction}\n\n{context}" if context else str(raw.instruction)
+        row = Row(
+            id=str(number), category="", instruction=instruction, input=text, context=context, output=raw.response or ""
+        )
+        rows.append(row)
+        if len(rows) == count:
+            break
+    return rows
+
+
+def adapted_model(arguments: argparse.Namespace, shared: Train, device: torch.device, dtype: torch.dtype) -> PeftModel:
+    """The shape with random weights and a fresh adapter, the same for every engine."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+
+    from howto.adapter import add_adapter
+
+    if arguments.shape == "15m":
+        config = LlamaConfig(
+            vocab_size=32000,
+            hidden_size=288,
+            intermediate_size=768,
+            num_hidden_layers=6,
+            num_attention_heads=6,
+            max_position_embeddings=2048,
+        )
+    else:
+        config = AutoConfig.from_pretrained(arguments.folder)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return add_adapter(model, shared.lora, Path("base"))
+
+
+def run_peer(  # noqa: PLR0917
+    name: str, model: PeftModel, rows: list[Example], shared: Train, profile: ProfileTrain, tokenizer_folder: Path
+) -> tuple[list[float], float]:
+    """Losses and seconds of a peer's pass over the rows, in their order where the setting allows one."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+    from trl import SFTConfig, SFTTrainer
+
+    device = next(model.parameters()).device
+    records = [
+        {
+            "input_ids": [*row.prompt, *row.completion],
+            "completion_mask": [0] * len(row.prompt) + [1] * len(row.completion),
+            "labels": [-100] * len(row.prompt) + row.completion,
+        }
+        for row in rows
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    sampling = "group_by_length" if name == "trl_grouped" else "sequential"
+    with tempfile.TemporaryDirectory() as folder:
+        common: dict[str, Any] = {
+            "output_dir": folder,
+            "per_device_train_batch_size": profile.batch_size,
+            "num_train_epochs": 1,
+            "learning_rate": profile.learning_rate,
+            "lr_scheduler_type": "cosine",
+            "weight_decay": shared.weight_decay,
+            "max_grad_norm": shared.max_grad_norm,
+            "seed": shared.seed,
+            "use_cpu": device.type == "cpu",
+            "bf16": device.type == "cuda",
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "dataloader_num_workers": 0,
+            "train_sampling_strategy": sampling,
+            "dataloader_pin_memory": device.type == "cuda",
+        }
+        model.train()
+        trainer: Any
+        if name == "transformers":
+            data = Dataset.from_list([{key: record[key] for key in ("input_ids", "labels")} for record in records])
+            collate = DataCollatorForSeq2Seq(tokenizer)
+            trainer = Trainer(model=model, args=TrainingArguments(**common), train_dataset=data, data_collator=collate)
+        else:
+            settings: dict[str, Any] = {"max_length": shared.max_length, "completion_only_loss": True}
+            if name != "trl_default":
+                settings["gradient_checkpointing"] = False
+            if name == "trl_packed":
+                settings["packing"] = True
+            if name == "trl_liger":
+                settings |= {"use_liger_kernel": True, "padding_free": True}
+            data = Dataset.from_list([{k: record[k] for k in ("input_ids", "completion_mask")} for record in records])
+            trainer = SFTTrainer(
+                model=model, args=SFTConfig(**common, **settings), train_dataset=data, processing_class=tokenizer
+            )
+        start = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - start
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], seconds
+
+
+def loss_after(model: PeftModel, examples: list[Example]) -> float:
+    """Mean loss, in nats a response token, by the model's own forward pass."""
+    import torch
+
+    from howto.batches import collate
+    from howto.loss import response_loss
+
+    base = model.get_base_model()
+    base.set_attn_implementation("sdpa")
+    model.eval()
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        losses = [response_loss(base, collate([row], 2, device), fused=False).item() for row in examples]
+    return sum(losses) / sum(len(row.completion) for row in examples)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product: what the device can do at best."""
+    import torch
+
+    size = 8192 if device.type == "cuda" else 1536
+    one = torch.randn(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(4):
+            _ = one @ one
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 4 * 2 * size**3 / best
+
+
+if __name__ == "__main__":
+    main()

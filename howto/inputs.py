@@ -1,0 +1,104 @@
+"""What a stage reads, so that a run can be told from another one, and so that nothing is edited under its hands.
+
+DVC notes the inputs of a stage when the stage has ended. What was edited in between would stand in dvc.lock as if it
+had been used; and a checkpoint must not be taken up by a run with other inputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from howto.checksum import sha256_of
+from howto.params.file import Params, read_params
+from howto.params.section import Section
+from howto.stop import Stop
+
+ROOT = Path(__file__).parent.parent
+ALWAYS = ("howto.params.file", "howto.params.section")
+
+
+class Inputs:
+    """Files, code and params as they are at this moment."""
+
+    def __init__(self, paths: Iterable[Path], params: Params, sections: Iterable[type[Section]]) -> None:
+        """`paths` are files and folders, `sections` the params that are used; the code is what is imported by now."""
+        self._paths = list(paths)
+        self._params = params
+        self._sections = list(sections)
+        self._code = {path: sha256_of(path) for path in _imported({kind.__module__ for kind in self._sections})}
+        self._files = {path: (_seen(path), sha256_of(path)) for path in _files(self._paths)}
+
+    def key(self, **more: str) -> str:
+        """16 hexadecimal digits that change with any of it, and with any of `more`."""
+        parts = {
+            "code": {str(path.relative_to(ROOT)): digest for path, digest in self._code.items()},
+            "files": {str(path): digest for path, (_, digest) in self._files.items()},
+            "params": self._used(self._params),
+            **more,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def check(self) -> None:
+        """Stop if something is no longer as it was.
+
+        Raises:
+            Stop: the message names what moved.
+        """
+        moved = [str(path) for path, digest in self._code.items() if _moved(path, digest)]
+        now = set(_files(self._paths))
+        moved += sorted(str(path) for path in now ^ self._files.keys())
+        for path in sorted(now & self._files.keys()):
+            seen, digest = self._files[path]
+            if _seen(path) != seen and _moved(path, digest):
+                moved.append(str(path))
+        before, after = self._used(self._params), self._used(read_params(self._params.path))
+        moved += [f"{self._params.path} ({key})" for key in _different(before, after)]
+        if moved:
+            raise Stop(f"{', '.join(moved)}: changed while the stage ran; nothing was kept, run it again")
+
+    def _used(self, params: Params) -> dict[str, Any]:
+        return {kind.key.replace("*", params.profile): params.section(kind).model_dump() for kind in self._sections}
+
+
+def _different(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys whose values are not the same."""
+    keys = []
+    for key in sorted(before.keys() | after.keys()):
+        one, other = before.get(key), after.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            keys += _different(one, other, f"{prefix}{key}.")
+        elif one != other:
+            keys.append(f"{prefix}{key}")
+    return keys
+
+
+def _imported(sections: set[str]) -> list[Path]:
+    """The files of this project's modules that are imported, less the sections of params.yaml that are not used."""
+    wanted = {*sections, *ALWAYS}
+    paths = set()
+    for name, module in sys.modules.items():
+        path = getattr(module, "__file__", None)
+        if not path or (name.startswith("howto.params.") and name not in wanted):
+            continue
+        if Path(path).is_relative_to(ROOT / "howto") or Path(path).is_relative_to(ROOT / "stages"):
+            paths.add(Path(path))
+    return sorted(paths)
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    return sorted(file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+
+
+def _seen(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written: cheaper than to read it."""
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino
+
+
+def _moved(path: Path, digest: str) -> bool:
+    return not path.is_file() or sha256_of(path) != digest

@@ -1,0 +1,149 @@
+"""How much memory training takes beside the weights, told before it starts, and what to do if there is too little."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+from howto.batches import Example
+from howto.loss import CHUNK
+from howto.params.train import ProfileTrain
+from howto.stop import Stop
+
+if TYPE_CHECKING:
+    from howto.engine import Engine
+
+MARGIN = 1.3  # for what comes and goes on the way, and for memory that is lost between blocks
+CONTAINER = Path("/sys/fs/cgroup")  # where a container's limit stands
+OF_CHUNK = 3  # logits, their probabilities, and a copy on the way
+
+
+def check_memory(engine: Engine, examples: list[Example], profile: ProfileTrain, *, packing: bool) -> int:
+    """The bytes that training will need beside what is loaded by now.
+
+    Raises:
+        Stop: the device has less; the message says how much, and what would fit.
+    """
+    kept = Kept(engine, examples)
+    longest = sorted((len(example) for example in examples), reverse=True)
+
+    def needed(size: int, *, again: bool) -> float:
+        tokens = sum(longest[:size]) if packing else longest[0] * min(size, len(longest))
+        return MARGIN * (tokens * kept.bytes_per_token(again=again) + kept.fixed)
+
+    need = round(needed(profile.micro_batch_size, again=profile.gradient_checkpointing))
+    have = available_bytes(engine.device)
+    if need <= have:
+        return need
+    fits = [
+        (size, again)
+        for again in ({profile.gradient_checkpointing, True})
+        for size in range(profile.micro_batch_size, 0, -1)
+        if profile.batch_size % size == 0 and needed(size, again=again) <= have
+    ]
+    best = max(fits, key=lambda fit: (fit[0], not fit[1]), default=None)
+    if best is None:
+        what = "not even one row at a time fits; take a smaller model, or a lower train.max_length"
+    else:
+        new = best[1] and not profile.gradient_checkpointing
+        what = f"set micro_batch_size: {best[0]}" + (" and gradient_checkpointing: true" if new else "")
+        what += " under profiles.*.train in params.yaml"
+    raise Stop(f"train: about {_gib(need)} of memory are needed and {_gib(have)} are free on {engine.device}; {what}")
+
+
+class Kept:
+    """What is kept between the way forth and the way back, measured on a row of middling length."""
+
+    def __init__(self, engine: Engine, examples: list[Example]) -> None:
+        row = sorted(examples, key=len)[len(examples) // 2]
+        sizes: dict[int, int] = {}
+        weights = {weight.untyped_storage().data_ptr() for weight in engine.model.parameters()}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        engine.keep_activations(True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            losses = [engine.loss(batch, seed=0) for batch in engine.batches([row])]
+        del losses
+        engine.keep_activations(not engine.checkpointing)
+        config = engine.base.config
+        layers = int(config.num_hidden_layers)
+        self._per_token: float = sum(sizes.values()) / len(row)
+        self._again = self._per_token / layers + layers * int(config.hidden_size) * engine.base.dtype.itemsize
+        # On the way back gradients of a layer's widest activations stand beside what is kept.
+        wide = 4 * int(getattr(config, "intermediate_size", 4 * config.hidden_size)) * engine.base.dtype.itemsize
+        self._per_token += wide
+        self._again += wide
+        trained = sum(weight.numel() * weight.itemsize for weight in engine.model.parameters() if weight.requires_grad)
+        # Gradient, two moments and the kept adapter; a chunk of logits.
+        self.fixed: float = 4 * trained + OF_CHUNK * CHUNK * 4
+
+    def bytes_per_token(self, *, again: bool) -> float:
+        """`again`: with layers that are computed again on the way back."""
+        return self._again if again else self._per_token
+
+
+def available_bytes(device: torch.device) -> int:
+    """The memory that this process may still take."""
+    if device.type == "cuda":
+        in_driver, _ = torch.cuda.mem_get_info(device)
+        return int(in_driver + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    free = [int(psutil.virtual_memory().available)]
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free.append(_number(CONTAINER / limit) - _number(CONTAINER / used))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if space != resource.RLIM_INFINITY:
+        free.append(space - int(psutil.Process().memory_info().vms))
+    return min(free)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that was held so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@contextmanager
+def says_out_of_memory(profile: ProfileTrain) -> Iterator[None]:
+    """Turn the many ways in which memory runs out into one line.
+
+    Raises:
+        Stop: it did.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
+            raise
+        size = profile.micro_batch_size
+        what = f"set micro_batch_size: {size // 2}" if size > 1 else "set gradient_checkpointing: true"
+        if size == 1 and profile.gradient_checkpointing:
+            what = "lower train.max_length"
+        raise Stop(f"train: out of memory; {what} under profiles.*.train in params.yaml, or free memory") from None
+
+
+def _number(path: Path) -> int:
+    return int(path.read_text(encoding="ascii"))
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

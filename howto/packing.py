@@ -1,0 +1,108 @@
+"""Attention over rows that stand one behind the other: each row sees itself alone.
+
+A causal mask would let a row look into the rows before it. A mask [length, length] that forbids it costs the square of
+the pack's length, so each row is attended to by itself: on a GPU in one call of FlashAttention for rows of various
+lengths (Dao 2023, arXiv:2307.08691), elsewhere row by row.
+"""
+
+from __future__ import annotations
+
+import inspect
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from howto.stop import Stop
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAME = "packed_rows"
+
+
+def attend_row_by_row(model: PreTrainedModel) -> None:
+    """Let the model's layers attend as `packed_attention` does; its inputs are then those of a packed `Batch`.
+
+    Raises:
+        ValueError: the architecture does not let its attention be chosen.
+    """
+    AttentionInterface.register(NAME, packed_attention)
+    model.set_attn_implementation(NAME)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    row_ends: torch.Tensor,
+    longest_row: int,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each row of a pack, in the form of transformers' attention functions.
+
+    Args:
+        query: [1, heads, length, head size]; `key` and `value` may have fewer heads (grouped-query attention).
+        row_ends: [rows + 1], int32: row i is at row_ends[i] to row_ends[i + 1].
+        longest_row: tokens.
+
+    Returns:
+        [1, length, heads, head size], and no weights.
+
+    Raises:
+        Stop: the model's attention is of a kind that is not computed here.
+    """
+    if softcap is not None or (sliding_window is not None and longest_row > sliding_window):
+        what = "caps its scores" if softcap is not None else f"reaches {sliding_window} tokens back"
+        raise Stop(
+            f"params.yaml: train.packing: this model's attention {what}, and in packed rows (the longest has "
+            f"{longest_row} tokens) it does not; set it to false"
+        )
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        return _flash(query, key, value, row_ends, longest_row, scaling), None
+    grouped = key.shape[1] != query.shape[1]
+    rows = [
+        scaled_dot_product_attention(
+            query[:, :, start:end],
+            key[:, :, start:end],
+            value[:, :, start:end],
+            dropout_p=dropout,
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
+        for start, end in pairwise(row_ends.tolist())
+    ]
+    return torch.cat(rows, dim=2).transpose(1, 2), None
+
+
+def _flash(  # noqa: PLR0917
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    ends: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    settings: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}  # causal
+    if key.shape[1] != query.shape[1]:
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+            settings["enable_gqa"] = True
+        else:  # torch before 2.12
+            groups = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [length, heads, head size]
+    attended = varlen_attn(q, k, v, ends, ends, longest, longest, **settings)
+    assert isinstance(attended, torch.Tensor)
+    return attended[None]

@@ -1,0 +1,45 @@
+"""Without dropout the engine is TRL's SFTTrainer: the same losses, step by step, on the same rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from benchmarks.train import run_peer
+from howto.adapter import add_adapter
+from howto.base import load_base, load_tokenizer
+from howto.batches import encode, steps_of_epoch
+from howto.engine import Engine
+from howto.params.file import read_params
+from howto.params.train import ProfileTrain, Train
+from howto.rows import Row, read_rows
+from howto.training import Trainer
+
+STEPS = 30
+
+
+@pytest.mark.parametrize("peer", ["trl_default", "transformers"])
+def test_thirty_steps_have_the_losses_of_a_peer(finished: Path, peer: str) -> None:
+    base = finished / "models/base"
+    params = read_params(finished / "params.yaml").section(Train)
+    lora = params.lora.model_copy(update={"dropout": 0.0})
+    shared = params.model_copy(update={"lora": lora, "warmup_ratio": 0.0, "weight_decay": 0.01})
+    profile = ProfileTrain(
+        steps=STEPS, learning_rate=5e-3, batch_size=8, micro_batch_size=4, gradient_checkpointing=False, processes=1
+    )
+    rows = read_rows(finished / "data/prepared/train.jsonl", Row)
+    examples = encode(load_tokenizer(base), rows, 512, shorten=False).examples[:80]  # ten whole batches
+    order = [row for epoch in (1, 2, 3) for step in steps_of_epoch(examples, 8, shared.seed, epoch) for row in step]
+
+    def model() -> PeftModel:
+        torch.manual_seed(shared.seed)
+        return add_adapter(load_base(base, "float32", torch.device("cpu")), lora, base)
+
+    engine = Engine(model(), examples, shared, profile, pad=2)
+    ours = [loss for *_, loss in Trainer(engine, examples, [], shared, profile).run().train]
+    theirs, _ = run_peer(peer, model(), order, shared, profile, base)
+    assert len(ours) == STEPS and ours[-1] < 0.95 * ours[0]
+    assert ours == pytest.approx(theirs, rel=1e-3)
