@@ -10,8 +10,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from howto.steps import is_numbered
 from howto.stop import Stop
+
+FLOORS = {
+    "echo_intent": "echo the intent",
+    "echo_context": "echo context or intent",
+    "random_answer": "random training answer",
+    "nearest_answer": "nearest training answer",
+}
 
 
 def print_comparison(metrics: Path, results: Path, answers: int) -> None:
@@ -29,9 +35,12 @@ def print_comparison(metrics: Path, results: Path, answers: int) -> None:
         raise Stop(f"{metrics} or {results}: damaged; make both again with `dvc repro -f evaluate`") from None
     console = Console(width=None if Console().is_terminal else 110)
     console.print(_scores(measured))
+    delta = measured["delta"]
     console.print(
-        f"Echoing the intent scores {measured['floor']['echo_intent']:.4f}, echoing the context (else the intent) "
-        f"{measured['floor']['echo_context']:.4f}. Brackets hold bootstrap intervals over rows.\n"
+        f"The fine-tuned model is better in {delta['wins']} rows and worse in {delta['losses']}; "
+        f"p = {delta['p_value']:.4g} (paired permutations). Brackets hold bootstrap intervals over rows.\n"
+        f"The whole of it: {metrics.with_name('report.html')}\n",
+        highlight=False,
     )
     console.print(
         "[dim]Answers to intents that are not in the training rows, of the score that is usual here (the median):[/dim]"
@@ -41,7 +50,7 @@ def print_comparison(metrics: Path, results: Path, answers: int) -> None:
 
 
 def _scores(measured: dict[str, Any]) -> Table:
-    table = Table(title=f"ROUGE-L on {measured['rows']['test']} held-out rows", title_justify="left")
+    table = Table(title=f"ROUGE-L on {measured['rows']} held-out rows", title_justify="left")
     table.add_column("")
     for heading in ("ROUGE-L", "interval", "ended by itself", "numbered 1 to n"):
         table.add_column(heading, justify="right")
@@ -53,8 +62,10 @@ def _scores(measured: dict[str, Any]) -> Table:
             f"\\[{part['rougeL_low']:.4f}, {part['rougeL_high']:.4f}]",
             _percent(part.get("ended_by_eos")),
             _percent(part.get("well_numbered")),
-            end_section=name == "adapter",
+            end_section=name in ("adapter", "delta"),
         )
+    for name, label in FLOORS.items():
+        table.add_row(f"floor: {label}", f"{measured['floors'][name]:.4f}", style="dim")
     return table
 
 
@@ -68,7 +79,7 @@ def _typical(rows: list[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
     Of the rows that ask for steps and have no context (of all rows, if there are too few of those) the
     `wanted` whose scores lie nearest the median.
     """
-    plain = [row for row in rows if is_numbered(row["reference"]) and not row["context"]]
+    plain = [row for row in rows if row["procedural"] and not row["context"]]
     pool = plain if len(plain) >= wanted else rows
     middle = median(row["adapter_rougeL"] for row in pool)
     return sorted(pool, key=lambda row: (abs(row["adapter_rougeL"] - middle), row["id"]))[:wanted]

@@ -1,8 +1,10 @@
 """Score what base and adapter wrote for the held-out rows, and say what the fine-tuning bought.
 
-reads:   data/prepared/test.jsonl, data/predictions/base.jsonl, data/predictions/adapter.jsonl
+reads:   data/prepared/test.jsonl, data/prepared/train.jsonl (for the floors), data/predictions/{base,adapter}.jsonl,
+         metrics/train_loss.csv, metrics/validation_loss.csv (for the report)
 params:  evaluate
-writes:  metrics/metrics.json, metrics/rouge_by_category.csv, log/hasil.jsonl (both models side by side, row by row)
+writes:  metrics/metrics.json, metrics/report.html, metrics/{rouge,slices,differences,lengths_and_scores}.csv (plots),
+         log/hasil.jsonl (both models side by side, row by row)
 
 `--show N` runs nothing: it prints the comparison that was made, and N of its answers side by side.
 """
@@ -10,32 +12,43 @@ writes:  metrics/metrics.json, metrics/rouge_by_category.csv, log/hasil.jsonl (b
 from __future__ import annotations
 
 import argparse
+import csv
+from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from howto.interval import bootstrap_interval
+from howto.floors import floor_answers
+from howto.measures import MODELS, measure, verdict
 from howto.params.evaluate import Evaluate
-from howto.params.file import read_params
-from howto.rouge import RougeL
+from howto.params.file import Params, read_params
+from howto.predictions import check_against_lock, read_predictions
+from howto.report import Content, write_report
+from howto.rouge import KINDS
 from howto.rows import Prediction, Row, read_rows, write_rows
-from howto.steps import is_numbered, is_well_numbered
+from howto.scoring import Scores, Texts, score
+from howto.slices import groups, slice_table
+from howto.steps import is_numbered
 from howto.stop import Stop, stops_cleanly
 from howto.whole import whole_file, write_json
 
-TEST = Path("data/prepared/test.jsonl")
+TEST, TRAIN = Path("data/prepared/test.jsonl"), Path("data/prepared/train.jsonl")
 PREDICTIONS = Path("data/predictions")
-METRICS = Path("metrics/metrics.json")
-BY_CATEGORY = Path("metrics/rouge_by_category.csv")
+LOCK = Path("dvc.lock")
+METRICS = Path("metrics")
 RESULTS = Path("log/hasil.jsonl")
-MODELS = ("base", "adapter")
+WIDTH = 0.05  # of a bar in the histogram of row differences
 
 
 class Result(BaseModel):
-    """One test row with both answers and both ROUGE-L scores (0..1)."""
+    """One test row with both models' answers and their ROUGE-L scores (0..1).
+
+    With several seeds the answers are those of the first, and the scores the means over all.
+    """
 
     model_config = ConfigDict(strict=True)
     id: str
@@ -47,6 +60,9 @@ class Result(BaseModel):
     adapter: str
     base_rougeL: float
     adapter_rougeL: float
+    base_stop: str
+    adapter_stop: str
+    procedural: bool
 
 
 @stops_cleanly
@@ -58,102 +74,175 @@ def main() -> None:
     if arguments.show is not None:
         from howto.comparison import print_comparison
 
-        print_comparison(METRICS, RESULTS, arguments.show)
+        print_comparison(METRICS / "metrics.json", RESULTS, arguments.show)
         return
-    params = read_params().section(Evaluate)
-    rows = read_rows(TEST, Row)
-    predictions = {model: match(rows, PREDICTIONS / f"{model}.jsonl") for model in MODELS}
-    rouge = RougeL(use_stemmer=params.use_stemmer)
-    scores = {
-        model: [rouge(row.output, p.text) for row, p in zip(rows, predictions[model], strict=True)] for model in MODELS
-    }
-    metrics = measure(rows, predictions, scores, rouge, params)
-    write_rows(
-        RESULTS,
-        [
-            Result(
-                id=row.id,
-                category=row.category,
-                intent=row.intent,
-                context=row.context,
-                reference=row.output,
-                base=predictions["base"][number].text,
-                adapter=predictions["adapter"][number].text,
-                base_rougeL=round(scores["base"][number], 6),
-                adapter_rougeL=round(scores["adapter"][number], 6),
-            )
-            for number, row in enumerate(rows)
-        ],
-    )
-    write_by_category(rows, scores)
-    write_json(METRICS, metrics)
-    print(
-        f"evaluate: ROUGE-L {metrics['base']['rougeL']:.4f} -> {metrics['adapter']['rougeL']:.4f} "
-        f"on {len(rows)} held-out rows -> {METRICS}"
-    )
+    params = read_params()
+    evaluate = params.section(Evaluate)
+    rows, train = read_rows(TEST, Row), read_rows(TRAIN, Row)
+    predictions = read_all(params, rows)
+    scores = score_all(rows, train, predictions, evaluate)
+    metrics = measure(rows, predictions, scores, evaluate)
+    if evaluate.embedding_model:
+        add_similarity(metrics, rows, predictions, evaluate.embedding_model)
+    means = row_means(scores)
+    results = side_by_side(rows, predictions, means)
+    procedural = np.array([result.procedural for result in results])
+    slices = slice_table(groups(rows, scores.reference_words, procedural), means["base"], means["adapter"], evaluate)
+    said = verdict(metrics, evaluate.confidence)
+    write_rows(RESULTS, results)
+    write_plots(scores, slices, means)
+    write_report(METRICS / "report.html", report(params, said, metrics, slices, results))
+    write_json(METRICS / "metrics.json", metrics)
+    print(f"evaluate: {said} -> {METRICS / 'report.html'}")
 
 
-def match(rows: list[Row], path: Path) -> list[Prediction]:
-    """The predictions in a file, which must be those of the test rows, in their order.
+def read_all(params: Params, rows: list[Row]) -> dict[str, list[list[Prediction]]]:
+    """Both models' predictions, [rows][seeds].
 
     Raises:
-        Stop: a row has no prediction, or a prediction no row; the message names the line.
+        Stop: they are not those of the test rows, or not those that dvc.lock knows.
     """
-    predictions = read_rows(path, Prediction)
-    again = f"make it again with `dvc repro -f infer@{path.stem}`"
-    for number, (row, prediction) in enumerate(zip(rows, predictions, strict=False), 1):
-        if row.id != prediction.id:
-            raise Stop(f"{path}:{number}: answers row {prediction.id}, but {TEST}:{number} is row {row.id}; {again}")
-    if len(rows) != len(predictions):
-        raise Stop(f"{path}: {len(predictions)} predictions for the {len(rows)} rows of {TEST}; {again}")
-    return predictions
+    used = {key: params.value(key) for key in ("infer", f"profiles.{params.profile}.infer")}
+    found = {}
+    for model in MODELS:
+        path = PREDICTIONS / f"{model}.jsonl"
+        found[model] = read_predictions(path, rows, TEST)
+        check_against_lock(path, LOCK, used, params.path)
+    seeds = {model: [prediction.seed for prediction in found[model][0]] for model in MODELS}
+    if seeds["base"] != seeds["adapter"]:
+        raise Stop(f"{PREDICTIONS}: base has the seeds {seeds['base']}, adapter {seeds['adapter']}; run `dvc repro`")
+    return found
 
 
-def measure(
-    rows: list[Row],
-    predictions: dict[str, list[Prediction]],
-    scores: dict[str, list[float]],
-    rouge: RougeL,
-    params: Evaluate,
-) -> dict[str, Any]:
-    """All numbers of metrics.json: ROUGE-L (F-measure) and shares in 0..1; `low` and `high` bound an interval."""
-    procedural = [number for number, row in enumerate(rows) if is_numbered(row.output)]
-
-    def mean_and_interval(values: list[float]) -> dict[str, float]:
-        low, high = bootstrap_interval(
-            values, confidence=params.confidence, resamples=params.resamples, seed=params.seed
+def score_all(
+    rows: list[Row], train: list[Row], predictions: dict[str, list[list[Prediction]]], params: Evaluate
+) -> Scores:
+    """Scores of both models' answers, of the floors, and of the ceiling, which comes behind them."""
+    floors = floor_answers(rows, train, seed=params.seed)
+    texts = [
+        Texts(
+            (row.output, *row.references),
+            row.input,
+            tuple(prediction.text for model in MODELS for prediction in predictions[model][number]),
+            (*floors[number].values(), row.output),
         )
-        return {"rougeL": round(fmean(values), 6), "rougeL_low": round(low, 6), "rougeL_high": round(high, 6)}
+        for number, row in enumerate(rows)
+    ]
+    return score(texts, use_stemmer=params.use_stemmer)
 
-    metrics: dict[str, Any] = {
-        model: {
-            **mean_and_interval(scores[model]),
-            "ended_by_eos": _share([p.stop == "eos" for p in predictions[model]]),
-            "empty": sum(not p.text for p in predictions[model]),
-            "well_numbered": _share([is_well_numbered(predictions[model][number].text) for number in procedural]),
-        }
-        for model in MODELS
+
+def add_similarity(
+    metrics: dict[str, Any], rows: list[Row], predictions: dict[str, list[list[Prediction]]], model: str
+) -> None:
+    """Add the mean similarity in meaning of answers and references."""
+    from howto.embedding import similarities
+
+    for name in MODELS:
+        pairs = [(row.output, p.text) for row, of_row in zip(rows, predictions[name], strict=True) for p in of_row]
+        metrics[name]["similarity"] = round(float(np.mean(similarities(model, pairs))), 6)
+    metrics["delta"]["similarity"] = round(metrics["adapter"]["similarity"] - metrics["base"]["similarity"], 6)
+
+
+def row_means(scores: Scores) -> dict[str, NDArray[np.float64]]:
+    """F of ROUGE-L of each model, [rows], the mean over its seeds."""
+    halves = np.split(scores.rouge_l, 2, axis=1)
+    return {model: half.mean(axis=1) for model, half in zip(MODELS, halves, strict=True)}
+
+
+def side_by_side(
+    rows: list[Row], predictions: dict[str, list[list[Prediction]]], means: dict[str, NDArray[np.float64]]
+) -> list[Result]:
+    """What log/hasil.jsonl holds."""
+    return [
+        Result(
+            id=row.id,
+            category=row.category,
+            intent=row.intent,
+            context=row.context,
+            reference=row.output,
+            base=predictions["base"][number][0].text,
+            adapter=predictions["adapter"][number][0].text,
+            base_rougeL=round(float(means["base"][number]), 6),
+            adapter_rougeL=round(float(means["adapter"][number]), 6),
+            base_stop=predictions["base"][number][0].stop,
+            adapter_stop=predictions["adapter"][number][0].stop,
+            procedural=is_numbered(row.output),
+        )
+        for number, row in enumerate(rows)
+    ]
+
+
+def write_plots(scores: Scores, slices: pd.DataFrame, means: dict[str, NDArray[np.float64]]) -> None:
+    """Write the tables that `dvc plots` draws, and that hold what is too much for metrics.json."""
+    halves = np.split(scores.rouge, 2, axis=1)  # [rows, seeds, kinds, precision / recall / F]
+    rouge = pd.DataFrame(
+        [
+            (model, kind, *half[:, :, number].mean(axis=(0, 1)))
+            for model, half in zip(MODELS, halves, strict=True)
+            for number, kind in enumerate(KINDS)
+        ],
+        columns=["model", "metric", "precision", "recall", "fmeasure"],
+    )
+    by_model = pd.concat(
+        [
+            slices[["slice", "group", "rows"]].assign(
+                model=model, rougeL=slices[model], low=slices[f"{model}_low"], high=slices[f"{model}_high"]
+            )
+            for model in MODELS
+        ]
+    )
+    differences = means["adapter"] - means["base"]
+    bars = np.floor(differences / WIDTH + 1e-9) * WIDTH
+    counts = pd.Series(bars.round(2)).value_counts().sort_index()
+    lengths = pd.concat(
+        [pd.DataFrame({"words": scores.reference_words, "model": model, "rougeL": means[model]}) for model in MODELS]
+    )
+    tables = {
+        "rouge": rouge,
+        "slices": by_model,
+        "differences": counts.rename_axis("difference").reset_index(name="rows"),
+        "lengths_and_scores": lengths.sort_values(["words", "model"], kind="stable"),
     }
-    metrics["delta"] = mean_and_interval([a - b for a, b in zip(scores["adapter"], scores["base"], strict=True)])
-    metrics["floor"] = {
-        "echo_intent": round(fmean(rouge(row.output, row.intent) for row in rows), 6),
-        "echo_context": round(fmean(rouge(row.output, row.context or row.intent) for row in rows), 6),
-    }
-    metrics["rows"] = {"test": len(rows), "procedural": len(procedural)}
-    return metrics
+    for name, table in tables.items():
+        with whole_file(METRICS / f"{name}.csv") as file:
+            table.round(6).to_csv(file, index=False, lineterminator="\n")
 
 
-def write_by_category(rows: list[Row], scores: dict[str, list[float]]) -> None:
-    """Mean ROUGE-L of both models in each category, in a form that `dvc plots` draws."""
-    table = pd.DataFrame({"category": [row.category for row in rows], **scores})
-    means = table.melt("category", var_name="model", value_name="rougeL").groupby(["category", "model"]).mean()
-    with whole_file(BY_CATEGORY) as file:
-        means.round(6).to_csv(file, lineterminator="\n")
+def report(params: Params, said: str, metrics: dict[str, Any], slices: pd.DataFrame, results: list[Result]) -> Content:
+    """What the report shows."""
+    return Content(
+        title="What the fine-tuning bought",
+        verdict=said,
+        facts={
+            "profile": params.profile,
+            "base model": str(params.value(f"profiles.{params.profile}.model.source")),
+            "rows": str(params.value(f"profiles.{params.profile}.data.source")),
+            "scored with": f"rouge-score {version('rouge_score')}'s ROUGE, "
+            f"stemmer {'on' if params.section(Evaluate).use_stemmer else 'off'}",
+            "intervals": f"{params.section(Evaluate).confidence:.0%}, BCa bootstrap over rows, "
+            f"{params.section(Evaluate).resamples:,} resamples",
+        },
+        metrics=metrics,
+        slices=[{str(key): value for key, value in line.items()} for line in slices.to_dict("records")],
+        train_loss=read_curve(METRICS / "train_loss.csv", "train_loss"),
+        validation_loss=read_curve(METRICS / "validation_loss.csv", "validation_loss"),
+        rows=[result.model_dump() for result in results],
+    )
 
 
-def _share(hits: list[bool]) -> float | None:
-    """Share of hits in 0..1; None where there is nothing to count."""
-    return round(sum(hits) / len(hits), 6) if hits else None
+def read_curve(path: Path, column: str) -> list[tuple[int, float]]:
+    """(step, loss) for each line of a table that training wrote.
+
+    Raises:
+        Stop: it is missing or damaged.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [(int(line["step"]), float(line[column])) for line in csv.DictReader(file)]
+    except FileNotFoundError:
+        raise Stop(f"{path}: not there; make it with `dvc repro train`") from None
+    except (KeyError, TypeError, ValueError):
+        raise Stop(f"{path}: damaged; make it again with `dvc repro -f train`") from None
 
 
 if __name__ == "__main__":

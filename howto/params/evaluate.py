@@ -10,10 +10,11 @@ from howto.params.section import Section
 
 
 class Evaluate(Section):
-    """How predictions are scored."""
+    """`evaluate`: how answers are scored."""
 
     key: ClassVar[str] = "evaluate"
     use_stemmer: bool
     confidence: float = Field(gt=0, lt=1)
     resamples: int = Field(ge=100)
-    seed: int
+    seed: int = Field(ge=0)
+    embedding_model: str | None = Field(min_length=1)
