@@ -1,10 +1,11 @@
 # `make run`: set up, run the whole pipeline, print the comparison.   `make test`: lint, types, tests.
+# `make export`: the fine-tuned model as a folder of its own.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test clean
+.PHONY: run test export clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -12,6 +13,10 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	@. $(BIN)/activate && ruff check . && ruff format --check . && mypy && pytest -n 2 --dist loadfile
+
+# The fine-tuned model by itself, as a Hugging Face folder: models/exported, or OUTPUT=...
+export: $(VENV)/.installed
+	@. $(BIN)/activate && python -m howto.export $(if $(OUTPUT),--output $(OUTPUT))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

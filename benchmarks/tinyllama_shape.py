@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks.prepare import cpu_name
 from benchmarks.train import dolly_rows
 from howto.params.file import read_params
+from howto.params.infer import Infer
 from howto.params.machine import Machine, ProfileMachine
 from howto.params.train import ProfileTrain, Train
 from howto.torch_setup import set_up_torch
@@ -68,12 +69,11 @@ def measure(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from howto.adapter import add_adapter, save_adapter
-    from howto.base import load_adapter, load_base, load_tokenizer
+    from howto.answering import Answering
+    from howto.base import load_base, load_tokenizer
     from howto.batches import encode
     from howto.engine import Engine
-    from howto.generation import generate
     from howto.memory import peak_bytes
-    from howto.prompt import prompt_ids
     from howto.training import Trainer
 
     base, adapter = folder / "base", folder / "adapter"
@@ -98,10 +98,10 @@ def measure(
     trained = time.perf_counter()
     save_adapter(model, adapter)
     del model, engine
-    tuned = load_adapter(load_base(base, arguments.precision, device), adapter, base)
-    prompt = prompt_ids(tokenizer, "Write steps.", "How do I repot a fern?")
+    decoding = read_params().section(Infer).model_copy(update={"max_new_tokens": NEW_TOKENS})
+    tuned = Answering(base, adapter, decoding, batch_size=1, precision=arguments.precision, device=device)
     start_generation = time.perf_counter()
-    (answer,) = generate(tuned, tokenizer, [prompt], max_new_tokens=NEW_TOKENS, batch_size=1)
+    ((_, _, answer),) = tuned.answers(rows[:1], tuned.fit(rows[:1]), [(0, 0)])
     tokens = sum(len(example) for example in examples)
     return {
         "command": f"python -m benchmarks.tinyllama_shape {shlex.join(sys.argv[1:])}",

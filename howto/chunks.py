@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from howto.params.prepare import Columns
-from howto.raw_rows import BadRow, Fields, NotJSON, Problem, listed, read_texts, shown
+from howto.raw_rows import BadRow, Fields, NotJSON, Problem, listed, read_fields, shown
 from howto.stop import Stop
 
 CHUNK_BYTES = 1 << 20
@@ -43,7 +43,7 @@ class Chunk:
                 continue
             number, value = row
             try:
-                read: Fields | BadRow = Fields(number, *read_texts(value, columns))
+                read: Fields | BadRow = read_fields(number, value, columns)
             except Problem as error:
                 problem = f"item {number} of the list: {error}" if self.items else str(error)
                 if self.items and isinstance(error, NotJSON):
@@ -72,6 +72,10 @@ def check_columns(path: Path, names: list[str], columns: Columns) -> None:
     Raises:
         Stop: one that is read is there twice, or that of the instruction or of the response is not there.
     """
+    if columns.references is not None:
+        raise Stop(
+            f"{path}: prepare.columns.references names lists, which JSON has and this file has not; set it to null"
+        )
     for name in columns.names():
         if names.count(name) > 1:
             raise Stop(f"{path}: the column {name!r} stands there twice; rename one")

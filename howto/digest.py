@@ -21,7 +21,7 @@ from howto.cleaning import Cleaner, normal_key, repeats
 from howto.near import U8, U32, U64, shingles, sign, unsigned
 from howto.params.prepare import Prepare, Reject
 from howto.raw_rows import BadRow, Fields
-from howto.rows import Row
+from howto.rows import Row, input_of
 from howto.steps import is_procedural
 from howto.stop import Stop
 
@@ -131,6 +131,7 @@ class Digester:
         steps = {*changed, *more}
         output, more = self._cleaner.clean(raw.response, marks=True)
         steps.update(more)
+        references = tuple(text for text, _ in (self._cleaner.clean(one, marks=True) for one in raw.references) if text)
         if context and intent.endswith(f"\n\n{context}"):  # rows of this very format
             intent = intent[: -len(context) - 2].rstrip()
         digest = hashlib.sha256("\0".join([intent, context, output]).encode())
@@ -138,9 +139,10 @@ class Digester:
             id=digest.hexdigest()[:16],
             category=raw.category.strip() or "none",
             instruction=self._params.instruction,
-            input=f"{intent}\n\n{context}" if context else intent,
+            input=input_of(intent, context),
             context=context,
             output=output,
+            references=references,
         )
         return row, steps
 
@@ -186,7 +188,7 @@ def why_not(row: Row, reject: Reject) -> str | None:
 
 def row_line(row: Row) -> bytes:
     """The row as a line of JSONL."""
-    return row.model_dump_json().encode() + b"\n"
+    return row.model_dump_json(exclude_defaults=True).encode() + b"\n"
 
 
 def rejected_line(source: str, reason: str, detail: str = "", *, row: bytes = b"", text: str | None = None) -> bytes:

@@ -8,13 +8,10 @@ is built otherwise than those that this was written for is not trained on a wron
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import peft
 import torch
-import transformers
 
 from howto.batches import Batch, Example, collate, micro_batches
 from howto.lean import use_lean_layers
@@ -102,15 +99,3 @@ class Engine:
                 f"params.yaml: train.packing: rows of a {type(self.base).__name__} cannot stand one behind the other "
                 "without seeing each other; set it to false"
             )
-
-
-def versions(device: torch.device) -> dict[str, str]:
-    """What else, beside its inputs, decides about every bit of a run."""
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-        "device": f"{device.type} {chip}",
-    }

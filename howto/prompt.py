@@ -11,12 +11,11 @@ import re
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
+from howto.rows import Row, input_of
 from howto.stop import Stop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from howto.rows import Row
 
 GUARDS = "\ufdd0\ufdd1\ufdd2\ufdd3"  # noncharacters: they have no place in a text that is interchanged
 
@@ -61,12 +60,11 @@ def fitting_input(tokenizer: PreTrainedTokenizerBase, row: Row, limit: int) -> s
     if not fits(row.intent):
         return None
     words = row.context.split(" ")
-    kept = bisect_left(range(1, len(words)), True, key=lambda n: not fits(_with_context(row.intent, words[:n])))
-    return _with_context(row.intent, words[:kept])
 
+    def begun(count: int) -> str:
+        return input_of(row.intent, " ".join(words[:count]))
 
-def _with_context(intent: str, words: list[str]) -> str:
-    return f"{intent}\n\n{' '.join(words)}" if words else intent
+    return begun(bisect_left(range(1, len(words)), True, key=lambda n: not fits(begun(n))))
 
 
 def _segments(tokenizer: PreTrainedTokenizerBase, instruction: str, text: str) -> list[str]:

@@ -25,13 +25,17 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Fields:
-    """The texts of a row; one that the row does not have is "". `number` is its line, or its place in the file."""
+    """The texts of a row; one that the row does not have is "". `number` is its line, or its place in the file.
+
+    `references` are answers that are as good as `response`, for scoring.
+    """
 
     number: int
     instruction: str
     context: str
     response: str
     category: str
+    references: tuple[str, ...] = ()
 
 
 class Problem(Exception):
@@ -42,8 +46,8 @@ class NotJSON(Problem):
     """What is wrong with a row that is not JSON."""
 
 
-def read_texts(row: bytes | dict[str, str | None], columns: Columns) -> list[str]:
-    """instruction, context, response and category of a row, given as a JSON object or as its values by column.
+def read_fields(number: int, row: bytes | dict[str, str | None], columns: Columns) -> Fields:
+    """The texts of a row, given as a JSON object or as its values by column.
 
     Raises:
         Problem: it is no row; NotJSON if it is not even JSON.
@@ -61,19 +65,30 @@ def read_texts(row: bytes | dict[str, str | None], columns: Columns) -> list[str
             if name not in record and key in ("instruction", "response"):
                 raise Problem(f"field {name!r} is missing (the row has {listed(record)})")
             value = ""
-        if not isinstance(value, str):
-            raise Problem(f"field {name!r}: text is wanted, not {_kind(value)}")
-        if "\0" in value:
-            raise Problem(f"field {name!r}: a NUL character (character {value.find(chr(0)) + 1})")
-        if not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                # JSON can spell half of a character; CSV and Parquet are read so that bytes become one.
-                what = "a lone surrogate, half of a character" if isinstance(row, bytes) else "not UTF-8"
-                raise Problem(f"field {name!r}: {what} (character {error.start + 1})") from None
+        _check_text(name, value, is_json=isinstance(row, bytes))
         texts.append(value)
-    return texts
+    references = (record.get(columns.references) if columns.references is not None else None) or []
+    if not isinstance(references, list):
+        raise Problem(f"field {columns.references!r}: a list of texts is wanted, not {_kind(references)}")
+    for reference in references:
+        _check_text(columns.references, reference, is_json=True)
+    instruction, context, response, category = texts
+    return Fields(number, instruction, context, response, category, tuple(references))
+
+
+def _check_text(name: str | None, value: object, *, is_json: bool) -> None:
+    """Raise a Problem if the value of a field is no text that can be written."""
+    if not isinstance(value, str):
+        raise Problem(f"field {name!r}: text is wanted, not {_kind(value)}")
+    if "\0" in value:
+        raise Problem(f"field {name!r}: a NUL character (character {value.find(chr(0)) + 1})")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            # JSON can spell half of a character; CSV and Parquet are read so that bytes become one.
+            what = "a lone surrogate, half of a character" if is_json else "not UTF-8"
+            raise Problem(f"field {name!r}: {what} (character {error.start + 1})") from None
 
 
 def _parse(line: bytes) -> dict[str, Any]:

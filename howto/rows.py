@@ -31,6 +31,7 @@ class Row(_Row):
 
     `instruction` is the same for all rows; `input` is the user's intent and, after a blank line, its
     context if it has one; `context` repeats that part alone; `output` is the reference.
+    `references` are others that an answer is scored against too; a row that has none does not name them in a file.
     """
 
     id: str
@@ -39,11 +40,17 @@ class Row(_Row):
     input: str
     context: str
     output: str
+    references: tuple[str, ...] = ()
 
     @property
     def intent(self) -> str:
         """`input` without its context."""
         return intent_of(self.input, self.context)
+
+
+def input_of(intent: str, context: str) -> str:
+    """A row's `input`: the intent and, after a blank line, its context if it has one."""
+    return f"{intent}\n\n{context}" if context else intent
 
 
 def intent_of(text: str, context: str) -> str:
@@ -52,18 +59,25 @@ def intent_of(text: str, context: str) -> str:
 
 
 class Prediction(_Row):
-    """What a model wrote for the row of this id.
+    """What a model wrote for the row of this id, with this seed.
 
     `prompt_tokens` and `new_tokens` are counts (the end-of-sequence token is not counted); `stop` is
-    "eos" when the model ended its answer itself, "length" when it was cut at `max_new_tokens`, and
-    "too_long" when not even the intent fits into what the model can read: the text is empty then.
+    "eos" when the model ended its answer itself, "stop" when one of `infer.stop` did, "length" when it was
+    cut at `max_new_tokens`, and "too_long" when not even the intent fits into what the model can read: the
+    text is empty then.
+
+    `reference_log_probability` is the mean over the reference's tokens, its end of sequence among them
+    (`reference_tokens` in all), in nats: how likely the model finds the reference. None if it is too long.
     """
 
     id: str
+    seed: int
     text: str
     prompt_tokens: int
     new_tokens: int
     stop: str
+    reference_tokens: int
+    reference_log_probability: float | None
 
 
 R = TypeVar("R", bound=_Row)
@@ -104,7 +118,7 @@ def write_rows(path: Path, rows: Iterable[BaseModel]) -> None:
     """Write rows as JSONL, whole or not at all."""
     with whole_file(path) as file:
         for row in rows:
-            file.write(json.dumps(row.model_dump(), ensure_ascii=False) + "\n")
+            file.write(json.dumps(row.model_dump(exclude_defaults=True), ensure_ascii=False) + "\n")
 
 
 def _reason(error: ValidationError) -> str:

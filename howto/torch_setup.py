@@ -6,6 +6,7 @@ Import this module, and call `set_up_torch`, before torch is imported anywhere e
 from __future__ import annotations
 
 import os
+import platform
 import warnings
 from typing import TYPE_CHECKING
 
@@ -49,3 +50,19 @@ def set_up_torch(machine: Machine, profile: ProfileMachine) -> torch.device:
             "params.yaml: profiles.*.machine.device is cuda, and torch sees no GPU; set it to auto, or run on one"
         )
     return torch.device("cuda")
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """What else, beside its inputs, decides about every bit of a run."""
+    import peft
+    import torch
+    import transformers
+
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "device": f"{device.type} {chip}",
+    }

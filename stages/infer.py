@@ -4,35 +4,37 @@ As a stage (`--stage base`, `--stage adapter`):
   reads:   data/prepared/test.jsonl, models/base/ (and models/adapter/)
   params:  infer, machine, profiles.<profile>.infer, profiles.<profile>.machine
   writes:  data/predictions/base.jsonl, or data/predictions/adapter.jsonl
+Killed on the way, it goes on from models/checkpoints/ when it is run again with the same inputs.
 
 For a person:
   python -m stages.infer "How do I repot a fern?"
-  python -m stages.infer --input intents.txt --output answers.jsonl
+  python -m stages.infer "How do I repot a fern?" --compare
+  python -m stages.infer                                              (a prompt; an empty line ends it)
+  python -m stages.infer --input intents.txt --output answers.jsonl   (.txt, .jsonl or .csv; - for standard input)
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
+import importlib
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from howto.params.file import Params, read_params
 from howto.params.infer import Infer, ProfileInfer
 from howto.params.machine import Machine, ProfileMachine
-from howto.prompt import fitting_input, prompt_ids
 from howto.rows import Prediction, Row, read_rows, write_rows
-from howto.stop import Stop, stops_cleanly
-from howto.whole import whole_file
+from howto.stop import stops_cleanly
 
 if TYPE_CHECKING:
-    from howto.generation import Answer
+    from howto.answering import Answering
 
 BASE = Path("models/base")
 ADAPTER = Path("models/adapter")
 TEST = Path("data/prepared/test.jsonl")
 PREDICTIONS = Path("data/predictions")
+CHECKPOINTS = Path("models/checkpoints")
 
 
 @stops_cleanly
@@ -40,135 +42,86 @@ def main() -> None:
     """Run the stage, or answer a person."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("intent", nargs="?", help="what you want to do")
-    parser.add_argument("--input", metavar="FILE", help="a text file with an intent a line; - for standard input")
+    parser.add_argument("--context", metavar="TEXT", default="", help="a text that the answer is to be drawn from")
+    parser.add_argument("--input", metavar="FILE", help="a file of intents: .txt, .jsonl or .csv; - for standard input")
     parser.add_argument("--output", metavar="FILE", type=Path, help="where the answers go, as JSONL (else: printed)")
     parser.add_argument("--model", choices=("base", "adapter"), default="adapter", help="who answers (%(default)s)")
+    parser.add_argument("--adapter", metavar="FOLDER", type=Path, default=ADAPTER, help="another PEFT folder")
+    parser.add_argument("--compare", action="store_true", help="let both models answer, side by side")
     parser.add_argument("--stage", choices=("base", "adapter"), help="answer every test row, as `dvc repro` does")
     arguments = parser.parse_args()
-    if sum(map(bool, (arguments.intent is not None, arguments.input, arguments.stage))) != 1:
+    if sum(map(bool, (arguments.intent is not None, arguments.input, arguments.stage))) > 1:
         parser.error("give an intent, or --input FILE, or --stage")
     if arguments.output and not arguments.input:
         parser.error("--output goes with --input")
+    if arguments.compare and arguments.input:
+        parser.error("--compare goes with an intent, or with the prompt")
     params = read_params()
     if arguments.stage:
         predict(params, arguments.stage)
     else:
-        intents = [arguments.intent] if arguments.intent is not None else read_intents(arguments.input)
-        answer_person(params, arguments.model, intents, arguments.output)
+        # Imported by name: how a person is answered changes nothing that the stage makes.
+        importlib.import_module("howto.asking").ask(params, arguments, BASE)
 
 
 def predict(params: Params, model: str) -> None:
-    """Write the model's answer to every test row, in the order of the rows.
+    """Write the model's answers to every test row, in the order of the rows, and of the seeds within a row.
 
-    Where a prompt is longer than the model can read its context is shortened; an intent that is too
-    long by itself gets an empty answer, which scores 0.
+    Where a prompt is longer than the model can read, or than params allow, its context is shortened; an intent that
+    is too long by itself gets an empty answer, which scores 0.
     """
     rows = read_rows(TEST, Row)
-    engine = Engine(params, model)
-    texts = [fitting_input(engine.tokenizer, row, engine.longest_prompt) for row in rows]
-    asked = [(row.instruction, text) for row, text in zip(rows, texts, strict=True) if text is not None]
-    answers = iter(engine.answer(asked))
-    predictions = []
-    for row, text in zip(rows, texts, strict=True):
-        if text is None:
-            predictions.append(Prediction(id=row.id, text="", prompt_tokens=0, new_tokens=0, stop="too_long"))
-        else:
-            a = next(answers)
-            predictions.append(
-                Prediction(id=row.id, text=a.text, prompt_tokens=a.prompt_tokens, new_tokens=a.new_tokens, stop=a.stop)
-            )
-    write_rows(PREDICTIONS / f"{model}.jsonl", predictions)
-    ended = sum(prediction.stop == "eos" for prediction in predictions)
-    shortened = sum(text != row.input for row, text in zip(rows, texts, strict=True))
-    print(
-        f"infer: {len(rows)} answers by {model}, {ended} ended by the model, {shortened} contexts shortened "
-        f"-> {PREDICTIONS / model}.jsonl"
+    shared, profile = params.section(Infer), params.section(ProfileInfer)
+    decoding = profile.decoding(shared)
+
+    from howto.torch_setup import set_up_torch, versions
+
+    machine = params.section(ProfileMachine)
+    device = set_up_torch(params.section(Machine), machine)
+
+    from howto.answering import Answering
+    from howto.inputs import Inputs
+
+    adapter = ADAPTER if model == "adapter" else None
+    inputs = Inputs([TEST, BASE, *filter(None, [adapter])], params, [Infer, ProfileInfer, Machine, ProfileMachine])
+    folder = CHECKPOINTS / inputs.key(model=model, **versions(device))
+    answering = Answering(
+        BASE, adapter, decoding, batch_size=profile.batch_size, precision=machine.precision, device=device
     )
+    predictions = answer(answering, rows, decoding.seeds, folder / "answers.jsonl", f"infer {model}")
+    inputs.check()
+    write_rows(PREDICTIONS / f"{model}.jsonl", predictions)
+    shutil.rmtree(folder, ignore_errors=True)
+    ended = sum(prediction.stop == "eos" for prediction in predictions)
+    print(f"infer: {len(predictions)} answers by {model}, {ended} ended by the model -> {PREDICTIONS / model}.jsonl")
 
 
-def answer_person(params: Params, model: str, intents: list[str], output: Path | None) -> None:
-    """Print the answers, or write them to `output`."""
-    from howto.params.instruction import Instruction
+def answer(answering: Answering, rows: list[Row], seeds: list[int], ready: Path, bar: str) -> list[Prediction]:
+    """The predictions for all rows and seeds; those that are in the journal `ready` are not made again."""
+    from howto.journal import journal
 
-    instruction = params.section(Instruction).root
-    answers = Engine(params, model).answer([(instruction, intent) for intent in intents])
-    if output:
-        with whole_file(output) as file:
-            for intent, a in zip(intents, answers, strict=True):
-                file.write(json.dumps({"intent": intent, "answer": a.text, "stop": a.stop}, ensure_ascii=False) + "\n")
-        print(f"infer: {len(intents)} answers -> {output}")
-    elif len(intents) == 1:
-        print(answers[0].text)
-    else:
-        for intent, a in zip(intents, answers, strict=True):
-            print(f"{intent}\n{a.text}\n")
-
-
-class Engine:
-    """The base model, or the base with its adapter, ready to answer.
-
-    Raises:
-        Stop: a model folder is missing or damaged.
-    """
-
-    def __init__(self, params: Params, model: str) -> None:
-        from howto.torch_setup import set_up_torch
-
-        machine = params.section(ProfileMachine)
-        device = set_up_torch(params.section(Machine), machine)
-
-        from howto.base import load_adapter, load_base, load_tokenizer
-
-        self.tokenizer = load_tokenizer(BASE)
-        base = load_base(BASE, machine.precision, device)
-        self.max_new_tokens = params.section(Infer).max_new_tokens
-        self.longest_prompt = int(base.config.max_position_embeddings) - self.max_new_tokens  # tokens
-        self._batch_size = params.section(ProfileInfer).batch_size
-        self._model = load_adapter(base, ADAPTER, BASE) if model == "adapter" else base
-        self._name = model
-
-    def answer(self, asked: list[tuple[str, str]]) -> list[Answer]:
-        """The answers to (instruction, input) pairs, in their order.
-
-        Raises:
-            Stop: a prompt is longer than the model can read.
-        """
-        from tqdm import tqdm
-
-        from howto.generation import generate
-
-        prompts = [prompt_ids(self.tokenizer, instruction, text) for instruction, text in asked]
-        for number, prompt in enumerate(prompts, 1):
-            if len(prompt) > self.longest_prompt:
-                raise Stop(
-                    f"intent {number}: {len(prompt)} tokens, and beside infer.max_new_tokens = {self.max_new_tokens} "
-                    f"the model can read {self.longest_prompt}; shorten the text or lower max_new_tokens in params.yaml"
-                )
-        found = generate(
-            self._model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, batch_size=self._batch_size
-        )
-        bar = tqdm(found, total=len(prompts), desc=f"infer {self._name}", unit="row", disable=None)
-        return sorted(bar, key=lambda a: a.index)
-
-
-def read_intents(name: str) -> list[str]:
-    """The lines of a text file, or of standard input for `-`; blank lines are passed over.
-
-    Raises:
-        Stop: no such file, not UTF-8, or no intent in it.
-    """
-    try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        lines = data.decode("utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise Stop(f"{name}: no such file; give a text file with an intent a line") from None
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise Stop(f"{name}:{line}: not UTF-8; save the file as UTF-8") from None
-    intents = [line.strip() for line in lines if line.strip()]
-    if not intents:
-        raise Stop(f"{name}: no intent in it; write one a line")
-    return intents
+    inputs = answering.fit(rows)
+    references = answering.references(rows, inputs)
+    with journal(ready, Prediction) as answers:
+        found = {(prediction.id, prediction.seed): prediction for prediction in answers.found}
+        wanted = [(number, seed) for number, row in enumerate(rows) for seed in seeds if (row.id, seed) not in found]
+        for number, seed, given in answering.answers(rows, inputs, wanted, bar=bar):
+            tokens, log_probability = references[number]
+            prediction = Prediction(
+                id=rows[number].id,
+                seed=seed,
+                text=given.text,
+                prompt_tokens=given.prompt_tokens,
+                new_tokens=given.new_tokens,
+                stop=given.stop,
+                reference_tokens=tokens,
+                reference_log_probability=log_probability,
+            )
+            found[prediction.id, seed] = prediction
+            answers.add(prediction)
+    if shortened := sum(text is not None and text != row.input for row, text in zip(rows, inputs, strict=True)):
+        print(f"infer: {shortened} contexts were shortened to prompts of {answering.longest_prompt} tokens")
+    return [found[row.id, seed] for row in rows for seed in seeds]
 
 
 if __name__ == "__main__":

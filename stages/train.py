@@ -46,7 +46,7 @@ def main() -> None:
     params = read_params()
     shared, profile, machine = params.section(Train), params.section(ProfileTrain), params.section(ProfileMachine)
 
-    from howto.torch_setup import set_up_torch
+    from howto.torch_setup import set_up_torch, versions
 
     device = set_up_torch(params.section(Machine), machine)
 
@@ -55,7 +55,7 @@ def main() -> None:
     from howto.adapter import CHANGES_THE_BASE, add_adapter, save_adapter
     from howto.base import load_base, load_tokenizer
     from howto.checkpoints import Checkpoints
-    from howto.engine import Engine, versions
+    from howto.engine import Engine
     from howto.group import joined
     from howto.inputs import Inputs
     from howto.memory import check_memory, says_out_of_memory

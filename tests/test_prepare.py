@@ -189,6 +189,18 @@ def test_rows_in_alpacas_columns_need_no_code(tmp_path: Path) -> None:
     assert made["metrics"][0]["categories"].keys() == {"none"}
 
 
+def test_further_references_stand_in_the_rows_that_have_some(tmp_path: Path) -> None:
+    columns = {"instruction": "instruction", "context": None, "response": "response", "category": None}
+    rows: list[dict[str, object]] = [dict(row) for row in plain(30)]
+    rows[0]["others"] = ["Or so.[1]", "", "Or\u00a0thus."]
+    made = prepared(tmp_path, rows, params=with_params(columns={**columns, "references": "others"}))
+    found = [row for name in SPLITS for row in made[name]]
+    assert [row["references"] for row in found if "references" in row] == [["Or so.", "Or thus."]]
+    rows[1]["others"] = "no list"
+    with pytest.raises(Stop, match=r"made.jsonl:2: field 'others': a list of texts is wanted, not a text"):
+        prepared(tmp_path, rows, params=with_params(columns={**columns, "references": "others"}))
+
+
 def test_a_column_that_is_not_there_stops_with_those_that_are(tmp_path: Path) -> None:
     columns = {"instruction": "prompt", "context": None, "response": "response", "category": None}
     with pytest.raises(Stop, match=r"made.jsonl:1: field 'prompt' is missing \(the row has 'instruction', 'context'"):

@@ -45,12 +45,17 @@ class Params:
     profile: str
     _values: dict[str, Any]
 
+    def value(self, key: str) -> Any:
+        """What stands in the file under a dotted key."""
+        value: Any = self._values
+        for name in key.split("."):
+            value = value[name]
+        return value
+
     def section(self, kind: type[S]) -> S:
         """The section of this kind; one that stands in each profile is the active profile's."""
-        value = self._values
-        for name in kind.key.split("."):  # type: ignore[attr-defined]
-            value = value[self.profile if name == "*" else name]
-        return kind.model_validate(value)
+        key: str = kind.key  # type: ignore[attr-defined]
+        return kind.model_validate(self.value(key.replace("*", self.profile)))
 
 
 def read_params(path: Path = PATH) -> Params:

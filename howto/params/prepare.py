@@ -32,9 +32,10 @@ class Columns(Section):
     context: str | None
     response: str = Field(min_length=1)
     category: str | None
+    references: str | None = None
 
     def names(self) -> list[str]:
-        """The columns that there are."""
+        """The columns of texts that there are."""
         return [name for name in (self.instruction, self.context, self.response, self.category) if name is not None]
 
 

@@ -1,0 +1,248 @@
+"""This project's inference beside transformers' `generate`: same model, adapter, prompts and greedy decoding.
+
+python -m benchmarks.infer FOLDER [--rows 1000]
+    FOLDER has models/base, models/adapter and data/prepared of a run, such as this repository after `make run`.
+python -m benchmarks.infer FOLDER --shape tinyllama --data ROWS [--device cuda] [--rows 512]
+    FOLDER has TinyLlama's tokenizer and config.json, ROWS is a JSONL file in Dolly's columns. Weights are random, so
+    that time and memory are real and the text is noise; no answer ends by itself.
+
+Rows a second count from a loaded model to the last answer. `generate_8` is what one writes first: batches of 8 in file
+order, padded on the left, with the adapter as PEFT loads it; `generate_64_sorted` is what this project did before:
+batches of 64, the longest prompts first; `continuous_batching` is transformers' own. Each runs in this process, one
+after the other. `same_answers` is the share of answers that are those of `generate` row by row in the same precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.prepare import cpu_name
+from benchmarks.train import dolly_rows, read_instruction
+from howto.params.file import read_params
+from howto.params.infer import Infer, ProfileInfer
+from howto.params.machine import Machine, ProfileMachine
+from howto.params.train import Train
+from howto.rows import Row, read_rows
+from howto.whole import write_json
+
+RESULTS = Path(__file__).parent / "results"
+CHECKED = 64  # rows that are also answered one by one
+BATCH = 8
+
+
+def main() -> None:
+    """Measure, print and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shape", choices=("embedded", "tinyllama"), default="embedded")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, help="rows in flight (else: the profile's)")
+    parser.add_argument("--max-new-tokens", type=int)
+    parser.add_argument("--peers", nargs="*", default=["generate_8", "generate_64_sorted", "continuous_batching"])
+    arguments = parser.parse_args()
+    params = read_params(Path(__file__).parent.parent / "params.yaml")
+    precision = "bfloat16" if arguments.device == "cuda" else "float32"
+
+    from howto.torch_setup import set_up_torch
+
+    machine = ProfileMachine.model_validate({"device": arguments.device, "precision": precision})
+    device = set_up_torch(params.section(Machine), machine)
+    decoding = params.section(Infer)
+    if arguments.max_new_tokens:
+        decoding = decoding.model_copy(update={"max_new_tokens": arguments.max_new_tokens})
+    size = arguments.batch_size or (256 if arguments.shape == "tinyllama" else params.section(ProfileInfer).batch_size)
+    with tempfile.TemporaryDirectory() as name:
+        base, adapter = arguments.folder / "models/base", arguments.folder / "models/adapter"
+        if arguments.shape == "tinyllama":
+            base, adapter = random_model(arguments.folder, Path(name), params.section(Train), precision)
+            rows = dolly_rows(arguments.data, arguments.rows, read_instruction())
+        else:
+            parts = ("test", "validation", "train")
+            rows = [row for part in parts for row in read_rows(arguments.folder / f"data/prepared/{part}.jsonl", Row)]
+        rows = rows[: arguments.rows]
+        measured = measure(
+            base, adapter, rows, decoding, size=size, precision=precision, device=device, peers=arguments.peers
+        )
+    result = {
+        "command": f"python -m benchmarks.infer {' '.join(sys.argv[1:])}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()},
+        "device": name_of(device),
+        "precision": precision,
+        "rows": len(rows),
+        "rows_in_flight": size,
+        "measured": measured,
+    }
+    print(json.dumps(result, indent=2))
+    write_json(RESULTS / f"infer_{arguments.shape}_{arguments.device}.json", result)
+
+
+def measure(
+    base: Path,
+    adapter: Path,
+    rows: list[Row],
+    decoding: Infer,
+    *,
+    size: int,
+    precision: str,
+    device: Any,
+    peers: list[str],
+) -> dict[str, dict[str, float]]:
+    """Figures of this project and of its peers."""
+    import torch
+
+    from howto.answering import Answering
+    from howto.base import load_adapter, load_base
+
+    answering = Answering(base, adapter, decoding, batch_size=size, precision=precision, device=device)
+    inputs = answering.fit(rows)
+    wanted = [(number, 0) for number, text in enumerate(inputs) if text is not None]
+    found: dict[int, str] = {}
+    tokens = 0
+
+    def ours() -> int:
+        nonlocal tokens
+        for number, _, answer in answering.answers(rows, inputs, wanted, bar="howto"):
+            found[number] = answer.text
+            tokens += answer.new_tokens
+        return tokens
+
+    measured = {"howto": timed(ours, len(wanted), device)}
+    tokenizer = answering.tokenizer
+    model = load_adapter(load_base(base, precision, device), adapter, base)
+
+    from howto.prompt import prompt_ids
+
+    prompts = [prompt_ids(tokenizer, rows[number].instruction, inputs[number] or "") for number, _ in wanted]
+    peer = Peer(model, tokenizer, prompts, decoding.max_new_tokens)
+    for name in peers:
+        try:
+            measured[name] = timed(getattr(peer, name), len(wanted), device)
+        except Exception as error:  # a peer that does not run here is a finding, not a failure of this benchmark
+            print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
+    with torch.inference_mode():
+        alone = [peer.batch([place])[0] for place in range(min(CHECKED, len(wanted)))]
+    same = [
+        found[number] == tokenizer.decode(ids, skip_special_tokens=True).strip()
+        for ids, (number, _) in zip(alone, wanted, strict=False)
+    ]
+    measured["howto"]["same_answers"] = round(sum(same) / len(same), 4)
+    for figures in measured.values():
+        figures["howto_is_times_as_fast"] = round(measured["howto"]["rows_per_second"] / figures["rows_per_second"], 2)
+    return measured
+
+
+def timed(work: Callable[[], int], rows: int, device: Any) -> dict[str, float]:
+    """Seconds, rows and new tokens a second of some work, which gives its new tokens."""
+    import torch
+
+    from howto.memory import peak_bytes
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    tokens = work()
+    seconds = time.perf_counter() - start
+    return {
+        "seconds": round(seconds, 2),
+        "rows_per_second": round(rows / seconds, 2),
+        "new_tokens_per_second": round(tokens / seconds, 1),
+        "peak_memory_mib": round(peak_bytes(device) / 2**20),
+    }
+
+
+class Peer:
+    """The ways of transformers."""
+
+    def __init__(self, model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> None:
+        from transformers import GenerationConfig
+
+        self._model, self._prompts, self._eos = model, prompts, tokenizer.eos_token_id
+        self._config = GenerationConfig(
+            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=self._eos, pad_token_id=self._eos
+        )
+
+    def generate_8(self) -> int:
+        """In batches of 8, in file order."""
+        return self._all(list(range(len(self._prompts))), BATCH)
+
+    def generate_64_sorted(self) -> int:
+        """In batches of 64, the longest prompts first."""
+        return self._all(sorted(range(len(self._prompts)), key=lambda place: -len(self._prompts[place])), 64)
+
+    def continuous_batching(self) -> int:
+        """By transformers' `generate_batch`, which wants the adapter merged."""
+        import copy
+
+        model = copy.deepcopy(self._model).merge_and_unload()
+        outputs = model.generate_batch(inputs=self._prompts, generation_config=self._config, progress_bar=False)
+        return sum(len(output.generated_tokens) for output in outputs.values())
+
+    def batch(self, places: list[int]) -> list[list[int]]:
+        """The new tokens of some prompts, without the end of sequence."""
+        import torch
+
+        longest = max(len(self._prompts[place]) for place in places)
+        ids = torch.full((len(places), longest), self._eos)
+        mask = torch.zeros_like(ids)
+        for row, place in enumerate(places):
+            ids[row, longest - len(self._prompts[place]) :] = torch.tensor(self._prompts[place])
+            mask[row, longest - len(self._prompts[place]) :] = 1
+        device = self._model.device
+        output = self._model.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=self._config
+        )
+        found = output[:, longest:].tolist()
+        return [row[: row.index(self._eos)] if self._eos in row else row for row in found]
+
+    def _all(self, order: list[int], size: int) -> int:
+        from tqdm import tqdm
+
+        starts = tqdm(range(0, len(order), size), desc=f"generate {size}", disable=None)
+        return sum(len(ids) for start in starts for ids in self.batch(order[start : start + size]))
+
+
+def random_model(folder: Path, target: Path, train: Train, precision: str) -> tuple[Path, Path]:
+    """A base of the shape in FOLDER/config.json, and an adapter whose B is not 0, both of random weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from howto.adapter import add_adapter, save_adapter
+    from howto.base import load_base
+
+    base, adapter = target / "base", target / "adapter"
+    shutil.copytree(folder, base)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base), dtype=getattr(torch, precision)).save_pretrained(
+        base
+    )
+    adapted = add_adapter(load_base(base, precision, torch.device("cpu")), train.lora, base)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.01)
+    save_adapter(adapted, adapter)
+    return base, adapter
+
+
+def name_of(device: Any) -> str:
+    """What the figures were measured on."""
+    import torch
+
+    return torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""A model from a folder, with or without its adapter, ready to answer rows.
+
+Base and adapter go the same way: the same prompts, the same engine, the same decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from howto.base import load_adapter, load_base, load_tokenizer
+from howto.batches import Example
+from howto.decoding import Answer, Decoder, Request
+from howto.lean import use_lean_layers
+from howto.params.infer import Infer
+from howto.prompt import completion_ids, fitting_input, prompt_ids
+from howto.rows import Row
+from howto.slots import OneRow, Slots, use_slots
+
+PROBE = ("Write instructions.", "How do I tie a knot?")  # a prompt to try a model with
+
+
+class Answering:
+    """The base model, or the base with its adapter."""
+
+    def __init__(
+        self,
+        base: Path,
+        adapter: Path | None,
+        decoding: Infer,
+        *,
+        batch_size: int,
+        precision: str,
+        device: torch.device,
+    ) -> None:
+        """`batch_size` rows are in flight at once.
+
+        Raises:
+            Stop: a model folder is missing or damaged, or the adapter was made for another base.
+        """
+        self.tokenizer = load_tokenizer(base)
+        model = load_base(base, precision, device)
+        self.reads = int(model.config.max_position_embeddings)  # tokens
+        if adapter:
+            adapted = load_adapter(model, adapter, base)
+            if model.dtype == torch.float32:  # merged, bfloat16 weights would be rounded, and answer otherwise
+                model = adapted.merge_and_unload()
+            else:
+                use_lean_layers(adapted, 0.0)
+        self._model, self._decoding, self._batch_size = model.requires_grad_(False), decoding, batch_size
+        self._longest = self.reads - decoding.max_new_tokens
+        if decoding.max_prompt_tokens is not None:
+            self._longest = min(self._longest, decoding.max_prompt_tokens)
+        with torch.inference_mode():
+            self._many = use_slots(self._model, prompt_ids(self.tokenizer, *PROBE))
+        self._decoder: Decoder | None = None
+        self._slots = 0, 0  # of the decoder: how many, and for prompts of how many tokens
+
+    @property
+    def longest_prompt(self) -> int:
+        """What a prompt may have, in tokens."""
+        return self._longest
+
+    def fit(self, rows: Sequence[Row]) -> list[str | None]:
+        """The rows' inputs, as much as fits into a prompt: the context loses words from its end; None if that is
+        not enough."""
+        return [fitting_input(self.tokenizer, row, self._longest) for row in rows]
+
+    def answers(
+        self,
+        rows: Sequence[Row],
+        inputs: Sequence[str | None],
+        wanted: Sequence[tuple[int, int]],
+        *,
+        bar: str = "",
+        watch: Callable[[int, list[int]], None] | None = None,
+    ) -> Iterator[tuple[int, int, Answer]]:
+        """Yield (number of the row, seed, answer) for each pair `wanted` of the first two, as they come.
+
+        `inputs` is what `fit` gave; a row without gets an empty answer. `bar` is the name of the progress bar, which
+        is shown in a terminal; `watch` is told the number of a wanted pair, and its answer's tokens so far.
+        """
+        requests = []
+        for index, (number, seed) in enumerate(wanted):
+            text = inputs[number]
+            if text is None:
+                yield number, seed, Answer(index, "", 0, 0, "too_long")
+            else:
+                prompt = prompt_ids(self.tokenizer, rows[number].instruction, text)
+                requests.append(Request(index, prompt, rows[number].id, seed))
+        if not requests:
+            return
+        written = 0
+        with tqdm(total=len(requests), desc=bar, unit="row", disable=None if bar else True) as progress:
+            for answer in self._decoder_for([request.prompt for request in requests]).answers(requests, watch):
+                yield *wanted[answer.index], answer
+                written += answer.new_tokens
+                progress.update()
+                seconds = progress.format_dict["elapsed"]
+                progress.set_postfix_str(f"{written / max(seconds, 1e-6):,.0f} tok/s", refresh=False)
+
+    def _decoder_for(self, prompts: Sequence[list[int]]) -> Decoder:
+        """A decoder whose slots are long enough, and as many as can be used."""
+        size, longest = min(self._batch_size, len(prompts)), max(map(len, prompts))
+        if self._decoder is None or size > self._slots[0] or longest > self._slots[1]:
+            self._slots = size, longest
+            length = longest + self._decoding.max_new_tokens
+            flight = Slots(self._model, size, length) if self._many else OneRow(self._model)
+            self._decoder = Decoder(self._model, flight, self.tokenizer, self._decoding)
+        return self._decoder
+
+    def references(self, rows: Sequence[Row], inputs: Sequence[str | None]) -> list[tuple[int, float | None]]:
+        """The tokens of each row's reference, and their mean log-probability, in nats, after the row's prompt.
+
+        The end of sequence is one of them. The second is None where prompt and reference are too long for the model.
+        """
+        examples, places = [], []
+        found: list[tuple[int, float | None]] = []
+        for number, (row, text) in enumerate(zip(rows, inputs, strict=True)):
+            asked = row.intent if text is None else text
+            completion = completion_ids(self.tokenizer, row.instruction, asked, row.output)
+            found.append((len(completion), None))
+            if text is None:
+                continue
+            example = Example(row.id, prompt_ids(self.tokenizer, row.instruction, asked), completion)
+            if len(example) <= self.reads:
+                examples.append(example)
+                places.append(number)
+        if examples:
+            decoder = self._decoder_for([example.prompt for example in examples])
+            for number, value in zip(places, decoder.mean_log_probabilities(examples), strict=True):
+                found[number] = found[number][0], round(value, 6)
+        return found

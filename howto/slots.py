@@ -1,0 +1,206 @@
+"""Rows in flight: each has a slot for its keys and values, and all are computed in one forward pass.
+
+A row that has ended frees its slot for one that waits, so the batch is full until none waits any more (continuous
+batching, Yu et al. 2022, "Orca"). New rows come in packed, without padding, each seeing itself alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, DynamicCache
+
+from howto.batches import Batch, Example, pack
+from howto.graphs import Graphs
+from howto.packing import packed_attention
+from howto.stop import Stop
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAME = "slots"
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.25}  # of logits, beside the model's own
+
+
+class Flight(Protocol):
+    """What computes the rows in flight; the first ones of `capacity` slots are in use."""
+
+    capacity: int
+
+    def enter(self, rows: Sequence[list[int]], first: int) -> torch.Tensor:
+        """Let rows take the slots from `first` on; the logits [rows, vocabulary] of what comes next."""
+
+    def step(self, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Put a token [slots in use] behind each row, at its place [slots in use]; the logits of what comes next."""
+
+    def move(self, source: int, target: int) -> None:
+        """Let the row of one slot take another one."""
+
+    def logits(self, rows: Sequence[Example]) -> torch.Tensor:
+        """The logits [response tokens, vocabulary] at the response tokens of rows, in no slot."""
+
+
+def use_slots(model: PreTrainedModel, probe: list[int]) -> bool:
+    """Let the model attend as `Slots` needs it, if that gives what its own attention gives for the prompt `probe`.
+
+    If not, which is so where attention caps its scores or looks back through a window, the model stays as it was.
+    """
+    one, slots = OneRow(model), Slots(model, 2, len(probe) + 1)
+    more, place = (torch.tensor([number], device=model.device) for number in (probe[0], len(probe)))
+    wanted = [one.enter([probe], 0), one.step(more, place)]
+    before = model.config._attn_implementation
+    AttentionInterface.register(NAME, _attention)
+    try:
+        model.set_attn_implementation(NAME)
+        # Two rows, so that one which saw the other would not go unnoticed.
+        entered = slots.enter([probe[: max(1, len(probe) // 2)], probe], 0)[1:]
+        slots.move(1, 0)
+        if _agree(entered, wanted[0]) and _agree(slots.step(more, place), wanted[1]):
+            return True
+    except (Stop, ValueError, TypeError):
+        pass
+    model.set_attn_implementation(before)
+    return False
+
+
+def _agree(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    return bool((found - wanted).abs().max() <= TOLERANCE[wanted.dtype] * max(1.0, float(wanted.abs().max())))
+
+
+class Slots:
+    """Many rows at once, each of at most `length` tokens, for a model that `use_slots` has taken."""
+
+    def __init__(self, model: PreTrainedModel, capacity: int, length: int) -> None:
+        self.capacity, self._length = capacity, length
+        self._model = model
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # keys and values: [slots, length, heads, size]
+        self._slots = self._places = torch.zeros(0, dtype=torch.int64)  # of the tokens in a pass; none: not kept
+        self._longest, self._visible = 0, torch.zeros(0, dtype=torch.bool)
+        self._graphs = Graphs(self.pass_through, capacity, length) if model.device.type == "cuda" else None
+
+    def enter(self, rows: Sequence[list[int]], first: int) -> torch.Tensor:
+        """As `Flight` says."""
+        batch = pack([Example("", row[:-1], row[-1:]) for row in rows], self._model.device)
+        assert batch.ends is not None and batch.position_ids is not None
+        lengths = batch.ends.diff()
+        self._slots = torch.arange(first, first + len(rows), device=lengths.device).repeat_interleave(lengths)
+        self._places = batch.position_ids[0]
+        return self._packed(batch, batch.ends[1:].long() - 1)
+
+    def logits(self, rows: Sequence[Example]) -> torch.Tensor:
+        """As `Flight` says."""
+        batch = pack(list(rows), self._model.device)
+        self._slots = self._places = batch.labels[:0]
+        return self._packed(batch, batch.places)
+
+    def _packed(self, batch: Batch, places: torch.Tensor) -> torch.Tensor:
+        self._longest = 0
+        output = self._model(**batch.model_inputs(), slots=self, use_cache=False, logits_to_keep=places)
+        return output.logits[0]  # type: ignore[no-any-return]
+
+    def step(self, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """As `Flight` says."""
+        longest = int(places.max()) + 1
+        if self._graphs:
+            return self._graphs.step(tokens, places, longest)
+        return self.pass_through(tokens, places, longest)
+
+    def pass_through(self, tokens: torch.Tensor, places: torch.Tensor, longest: int) -> torch.Tensor:
+        """A step in which no row looks beyond the first `longest` places."""
+        self._slots, self._places, self._longest = torch.arange(len(tokens), device=tokens.device), places, longest
+        self._visible = torch.arange(longest, device=places.device) <= places[:, None]  # [rows, longest]
+        output = self._model(
+            input_ids=tokens[:, None], position_ids=places[:, None], slots=self, use_cache=False, logits_to_keep=1
+        )
+        return output.logits[:, -1]  # type: ignore[no-any-return]
+
+    def move(self, source: int, target: int) -> None:
+        """As `Flight` says."""
+        for keys, values in self._layers.values():
+            keys[target] = keys[source]
+            values[target] = values[source]
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, more: Any) -> Any:
+        """Keep the keys and values of a pass, and attend; arguments and result as in `packed_attention`.
+
+        In a step there is a row for each slot in use: `query` [rows, heads, 1, head size].
+        """
+        if len(self._slots):
+            self._keep(layer, key, value)
+        if not self._longest:
+            return packed_attention(torch.nn.Identity(), query, key, value, None, **more)[0]
+        window, cap = more.get("sliding_window"), more.get("softcap")
+        if cap is not None or (window is not None and self._longest > window):
+            raise Stop("attention that is not computed here")
+        keys, values = (kept[: len(query), : self._longest].transpose(1, 2) for kept in self._layers[layer])
+        attended = scaled_dot_product_attention(
+            query,
+            keys,
+            values,
+            attn_mask=self._visible[:, None, None],
+            scale=more.get("scaling"),
+            enable_gqa=keys.shape[1] != query.shape[1],
+        )
+        return attended.transpose(1, 2)
+
+    def _keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        if layer not in self._layers:
+            shape = (self.capacity, self._length, key.shape[1], key.shape[3])
+            self._layers[layer] = key.new_zeros(shape), value.new_zeros(shape)
+        for kept, new in zip(self._layers[layer], (key, value), strict=True):
+            kept[self._slots, self._places] = new.transpose(1, 2).flatten(0, 1)  # [tokens, heads, head size]
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    slots: Slots,
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
+    """In the form of transformers' attention functions."""
+    return slots.attend(int(module.layer_idx), query, key, value, more), None  # type: ignore[arg-type]
+
+
+class OneRow:
+    """One row at a time, by the model's own attention and cache: what `Slots` has to agree with."""
+
+    capacity = 1
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._cache = DynamicCache(config=model.config)
+
+    def enter(self, rows: Sequence[list[int]], first: int) -> torch.Tensor:
+        """As `Flight` says."""
+        (row,) = rows
+        assert first == 0
+        self._cache = DynamicCache(config=self._model.config)
+        return self._forward(torch.tensor([row], device=self._model.device))
+
+    def step(self, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """As `Flight` says."""
+        assert len(tokens) == len(places) == 1
+        return self._forward(tokens[None])
+
+    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
+        output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1]  # type: ignore[no-any-return]
+
+    def move(self, source: int, target: int) -> None:
+        """There is but one slot."""
+
+    def logits(self, rows: Sequence[Example]) -> torch.Tensor:
+        """As `Flight` says."""
+        found = []
+        for row in rows:
+            ids = torch.tensor([[*row.prompt, *row.completion]], device=self._model.device)
+            output = self._model(input_ids=ids, use_cache=False, logits_to_keep=len(row.completion) + 1)
+            found.append(output.logits[0, :-1])
+        return torch.cat(found)
