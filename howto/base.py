@@ -82,6 +82,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, base: Path) -> PeftModel:
             "make it again with `dvc repro -f train`"
         ) from None
     lora_b = [weight for name, weight in adapted.named_parameters() if "lora_B" in name]
+    if not lora_b:
+        raise Stop(f"{folder}: not a LoRA adapter; this project puts no other kind on a base")
     if not any(bool(weight.any()) for weight in lora_b):
         raise Stop(f"{folder}: the adapter changes nothing (every B matrix is 0); train it with `dvc repro -f train`")
     return adapted.eval()

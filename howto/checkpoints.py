@@ -37,7 +37,9 @@ class Checkpoints:
         self._next = time.monotonic() + seconds
         if not writes:
             return
-        others = sorted((path for path in folder.glob("*") if path != self.folder), key=lambda p: p.stat().st_mtime)
+        others = sorted(
+            (path for path in folder.glob("[0-9a-f]*") if path != self.folder), key=lambda p: p.stat().st_mtime
+        )
         for path in others[: -(RUNS - 1)]:
             shutil.rmtree(path, ignore_errors=True)
 

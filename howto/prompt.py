@@ -17,7 +17,7 @@ from howto.stop import Stop
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-GUARDS = "\ufdd0\ufdd1\ufdd2\ufdd3"  # noncharacters: they have no place in a text that is interchanged
+GUARDS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # noncharacters: they have no place in what is interchanged
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, instruction: str, text: str) -> list[int]:
@@ -72,7 +72,9 @@ def _segments(tokenizer: PreTrainedTokenizerBase, instruction: str, text: str) -
     if not tokenizer.chat_template:
         raise Stop(f"{tokenizer.name_or_path}: the tokenizer has no chat template; take a chat model as the base")
     controls = "|".join(re.escape(str(token)) for token in tokenizer.added_tokens_decoder.values())
-    guard = next(character for character in GUARDS if character not in instruction + text)
+    guard = next((character for character in GUARDS if character not in instruction + text), None)
+    if guard is None:
+        raise Stop("a text holds all 32 noncharacters from U+FDD0 on; remove them")
 
     def guarded(content: str) -> str:
         return re.sub(controls, lambda match: match[0][0] + guard + match[0][1:], content)

@@ -59,6 +59,10 @@ def stops_cleanly(main: Callable[[], None]) -> Callable[[], None]:
                 raise
             first = str(error).splitlines()[0]
             _end(f"out of memory ({first}); lower micro_batch_size or batch_size in params.yaml", 1)
+        except Exception as error:  # of a library that writes files in its own way, such as safetensors
+            if os.strerror(errno.ENOSPC) not in str(error):
+                raise
+            _end(f"the disk is full; free space and run again ({NOTHING_KEPT})", 1)
 
     return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -20,6 +21,8 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:  # type: ignore[typ
     older file at `path` stays until it is replaced in one step.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in _left_over(path):
+        left_over.unlink(missing_ok=True)
     aside = _aside(path)
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
     try:
@@ -47,7 +50,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     does: readers that hold a file of the old folder open go on reading the old one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in path.parent.glob(f".{path.name}.*.part"):  # by a process that was killed
+    for left_over in _left_over(path):
         shutil.rmtree(left_over, ignore_errors=True)
     aside, old = _aside(path), _aside(path)
     aside.mkdir()
@@ -59,6 +62,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _left_over(path: Path) -> Iterator[Path]:
+    """What stands beside `path` of processes that were killed."""
+    return path.parent.glob(f".{glob.escape(path.name)}.*.part")
 
 
 def _aside(path: Path) -> Path:

@@ -50,12 +50,16 @@ def main() -> None:
     parser.add_argument("--compare", action="store_true", help="let both models answer, side by side")
     parser.add_argument("--stage", choices=("base", "adapter"), help="answer every test row, as `dvc repro` does")
     arguments = parser.parse_args()
-    if sum(map(bool, (arguments.intent is not None, arguments.input, arguments.stage))) > 1:
+    if sum(value is not None for value in (arguments.intent, arguments.input, arguments.stage)) > 1:
         parser.error("give an intent, or --input FILE, or --stage")
-    if arguments.output and not arguments.input:
+    if arguments.output and arguments.input is None:
         parser.error("--output goes with --input")
-    if arguments.compare and arguments.input:
-        parser.error("--compare goes with an intent, or with the prompt")
+    if arguments.context and arguments.intent is None:
+        parser.error("--context goes with an intent")
+    if arguments.compare and (arguments.input is not None or arguments.model != "adapter"):
+        parser.error("--compare goes with an intent, or with the prompt, and without --model")
+    if arguments.stage and (arguments.compare or arguments.adapter != ADAPTER or arguments.model != "adapter"):
+        parser.error("--stage stands alone")
     params = read_params()
     if arguments.stage:
         predict(params, arguments.stage)
@@ -84,14 +88,15 @@ def predict(params: Params, model: str) -> None:
 
     adapter = ADAPTER if model == "adapter" else None
     inputs = Inputs([TEST, BASE, *filter(None, [adapter])], params, [Infer, ProfileInfer, Machine, ProfileMachine])
-    folder = CHECKPOINTS / inputs.key(model=model, **versions(device))
+    folder = CHECKPOINTS / f"infer-{model}-{inputs.key(model=model, **versions(device))}"
     answering = Answering(
         BASE, adapter, decoding, batch_size=profile.batch_size, precision=machine.precision, device=device
     )
     predictions = answer(answering, rows, decoding.seeds, folder / "answers.jsonl", f"infer {model}")
     inputs.check()
     write_rows(PREDICTIONS / f"{model}.jsonl", predictions)
-    shutil.rmtree(folder, ignore_errors=True)
+    for journal in CHECKPOINTS.glob(f"infer-{model}-*"):  # also those of runs with other inputs, which did not end
+        shutil.rmtree(journal, ignore_errors=True)
     ended = sum(prediction.stop == "eos" for prediction in predictions)
     print(f"infer: {len(predictions)} answers by {model}, {ended} ended by the model -> {PREDICTIONS / model}.jsonl")
 

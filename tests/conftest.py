@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+os.environ["GOMP_SPINCOUNT"] = "1000"  # two processes of tests share the cores: waiting threads sleep soon
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"
 

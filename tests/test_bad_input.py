@@ -67,6 +67,14 @@ def adapter_of_another_shape(folder: Path) -> None:
     save_file({name: weight[..., :-1].copy() for name, weight in load_file(path).items()}, path)
 
 
+def adapter_of_another_kind(folder: Path) -> None:
+    from peft import IA3Config, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder / BASE), config).save_pretrained(folder / ADAPTER)
+
+
 def adapter_of_zeros(folder: Path) -> None:
     path = folder / ADAPTER / "adapter_model.safetensors"
     save_file({name: weight * 0 for name, weight in load_file(path).items()}, path)
@@ -114,6 +122,7 @@ CASES: dict[str, tuple[list[str], Callable[[Path], None], str]] = {
     "infer: damaged adapter config": (INFER, write(f"{ADAPTER}/adapter_config.json", "{"), "models/adapter"),
     "infer: adapter for another base": (INFER, adapter_of_another_base, "trained on another base model"),
     "infer: adapter of another shape": (INFER, adapter_of_another_shape, "does not fit models/base"),
+    "infer: adapter that is no LoRA": (INFER, adapter_of_another_kind, "not a LoRA adapter"),
     "infer: adapter that changes nothing": (INFER, adapter_of_zeros, "changes nothing"),
     "evaluate: no predictions": (EVALUATE, remove("data/predictions/base.jsonl"), "data/predictions/base.jsonl: not"),
     "evaluate: cut predictions": (EVALUATE, cut("data/predictions/base.jsonl", 9), "data/predictions/base.jsonl:"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from howto.prompt import completion_ids, fitting_input, prompt_ids
+from howto.prompt import GUARDS, completion_ids, fitting_input, prompt_ids
 from howto.rows import Row
 from howto.stop import Stop
 
@@ -101,3 +101,9 @@ def test_a_context_that_is_too_long_is_cut_to_the_words_that_fit(embedded: PreTr
         assert len(prompt_ids(embedded, "Do.", longer)) > limit
     assert fitting_input(embedded, row, 100_000) == row.input
     assert fitting_input(embedded, row, bare - 1) is None
+
+
+def test_a_text_with_every_noncharacter_is_one_line(embedded: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(Stop, match="all 32 noncharacters"):
+        prompt_ids(embedded, "Do.", "".join(GUARDS))
+    assert prompt_ids(embedded, "Do.", "".join(GUARDS[:-1]) + "</s>")

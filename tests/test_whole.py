@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from howto.stop import Stop, stops_cleanly
-from howto.whole import whole_file, whole_folder
+from howto.whole import whole_file, whole_folder, write_json
 from tests.conftest import ROOT
 
 
@@ -67,6 +68,23 @@ def test_a_killed_writer_leaves_nothing_that_looks_finished(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / ".a[1].json.12345678.part").write_text("half", encoding="utf-8")
+    (tmp_path / ".b.json.12345678.part").write_text("another's", encoding="utf-8")
+    write_json(tmp_path / "a[1].json", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.json.12345678.part", "a[1].json"]
+
+
+def test_a_library_that_finds_the_disk_full_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    @stops_cleanly
+    def main() -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.startswith("error: the disk is full")
+
+
 def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     @stops_cleanly
     def main() -> None:
