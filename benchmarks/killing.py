@@ -48,12 +48,15 @@ def kill_after(seconds: float, command: list[str], module: str, clone: Path, *, 
     Returns:
         Who was killed: both, too, where the stage had not been started yet. None: it ended before.
     """
-    with subprocess.Popen(
-        command, cwd=clone, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as dvc:
+    said = clone.with_name("said.txt")
+    with (
+        said.open("w", encoding="utf-8") as file,
+        subprocess.Popen(command, cwd=clone, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True) as dvc,
+    ):
         time.sleep(seconds)
         if dvc.poll() is not None:
-            assert dvc.returncode == 0, "it failed before it was killed"
+            if dvc.returncode:
+                sys.exit(f"it failed before it was killed:\n{said.read_text(encoding='utf-8')}")
             return None
         stages = [p for p in psutil.Process(dvc.pid).children(recursive=True) if _runs(p, module)]
         alone = stage_alone and bool(stages)
