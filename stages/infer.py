@@ -35,6 +35,7 @@ ADAPTER = Path("models/adapter")
 TEST = Path("data/prepared/test.jsonl")
 PREDICTIONS = Path("data/predictions")
 CHECKPOINTS = Path("models/checkpoints")
+OTHERS = 2  # journals of runs with other inputs, which did not end, that are kept: such a run may yet go on
 
 
 @stops_cleanly
@@ -95,8 +96,10 @@ def predict(params: Params, model: str) -> None:
     predictions = answer(answering, rows, decoding.seeds, folder / "answers.jsonl", f"infer {model}")
     inputs.check()
     write_rows(PREDICTIONS / f"{model}.jsonl", predictions)
-    for journal in CHECKPOINTS.glob(f"infer-{model}-*"):  # also those of runs with other inputs, which did not end
-        shutil.rmtree(journal, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    others = sorted(CHECKPOINTS.glob(f"infer-{model}-*"), key=lambda path: path.stat().st_mtime)
+    for old in others[:-OTHERS]:
+        shutil.rmtree(old, ignore_errors=True)
     ended = sum(prediction.stop == "eos" for prediction in predictions)
     print(f"infer: {len(predictions)} answers by {model}, {ended} ended by the model -> {PREDICTIONS / model}.jsonl")
 

@@ -129,15 +129,16 @@ CASES: dict[str, tuple[list[str], Callable[[Path], None], str]] = {
     "evaluate: a prediction too few": (
         EVALUATE,
         drop_line("data/predictions/adapter.jsonl", 2),
-        "data/predictions/adapter.jsonl:2: answers row",
+        "have no answer of seed 0",
     ),
     "evaluate: a prediction too many": (
         EVALUATE,
         append(
             "data/predictions/adapter.jsonl",
-            '{"id": "x", "text": "", "prompt_tokens": 1, "new_tokens": 0, "stop": "eos"}\n',
+            '{"id": "x", "seed": 0, "text": "", "prompt_tokens": 1, "new_tokens": 0, "stop": "eos", '
+            '"reference_tokens": 1, "reference_log_probability": null}\n',
         ),
-        "predictions for the",
+        "answers row x, which is not in",
     ),
     "show: no results": (["stages.evaluate", "--show", "1"], remove("log/hasil.jsonl"), "log/hasil.jsonl: not there"),
 }
