@@ -1,6 +1,6 @@
 """This project's inference beside transformers' `generate`: same model, adapter, prompts and greedy decoding.
 
-python -m benchmarks.infer FOLDER [--rows 1000]
+python -m benchmarks.infer FOLDER [--rows 1000] [--precision bfloat16]
     FOLDER has models/base, models/adapter and data/prepared of a run, such as this repository after `make run`.
 python -m benchmarks.infer FOLDER --shape tinyllama --data ROWS [--device cuda] [--rows 512]
     FOLDER has TinyLlama's tokenizer and config.json, ROWS is a JSONL file in Dolly's columns. Weights are random, so
@@ -48,13 +48,16 @@ def main() -> None:
     parser.add_argument("--shape", choices=("embedded", "tinyllama"), default="embedded")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), help="else: float32 on a CPU, bfloat16 on a GPU"
+    )
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, help="rows in flight (else: the profile's)")
     parser.add_argument("--max-new-tokens", type=int)
     parser.add_argument("--peers", nargs="*", default=["generate_8", "generate_64_sorted", "continuous_batching"])
     arguments = parser.parse_args()
     params = read_params(Path(__file__).parent.parent / "params.yaml")
-    precision = "bfloat16" if arguments.device == "cuda" else "float32"
+    precision = arguments.precision or ("bfloat16" if arguments.device == "cuda" else "float32")
 
     from howto.torch_setup import set_up_torch
 
@@ -87,7 +90,8 @@ def main() -> None:
         "measured": measured,
     }
     print(json.dumps(result, indent=2))
-    write_json(RESULTS / f"infer_{arguments.shape}_{arguments.device}.json", result)
+    other = f"_{precision}" if arguments.precision else ""
+    write_json(RESULTS / f"infer_{arguments.shape}_{arguments.device}{other}.json", result)
 
 
 def measure(

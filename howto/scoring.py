@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from howto.form import copied_share, repeated_share
 from howto.processes import in_order, usable_cores
@@ -60,7 +61,11 @@ def score(texts: Sequence[Texts], *, use_stemmer: bool) -> Scores:
     parts = [texts[start : start + PART] for start in range(0, len(texts), PART)]
     many = sum(len(row.answers) for row in texts) > FEW
     work = partial(score_part, use_stemmer=use_stemmer)
-    rows = [row for part in in_order(work, parts, usable_cores() if many else 1) for row in part]
+    rows: list[Scored] = []
+    with tqdm(total=len(texts), desc="score", unit="row", disable=None) as progress:
+        for part in in_order(work, parts, usable_cores() if many else 1):
+            rows += part
+            progress.update(len(part))
     return Scores(
         np.array([row.rouge for row in rows], dtype=np.float64),
         np.array([row.repeated for row in rows], dtype=np.float64),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from howto.certainty import bootstrap_interval
 from howto.params.evaluate import Evaluate
@@ -41,7 +42,7 @@ def slice_table(
     `base` and `adapter` are [rows]. A group of one row has no interval: its ends are NaN.
     """
     table = []
-    for of, name, which in found:
+    for of, name, which in tqdm(found, desc="intervals", unit="group", disable=None, leave=False):
         line: dict[str, str | int | float] = {"slice": of, "group": name, "rows": int(which.sum())}
         for model, values in (("base", base), ("adapter", adapter), ("delta", adapter - base)):
             low, high = float("nan"), float("nan")
