@@ -232,7 +232,7 @@ def test_echoing_the_context_scores_the_published_floor_on_dollyeval(real_data: 
 
 
 @pytest.mark.parametrize("stage", ["fetch_data", "prepare", "evaluate"])
-def test_stages_that_need_no_torch_import_none(stage: str, finished: Path) -> None:
+def test_stages_that_need_no_torch_import_none(stage: str) -> None:
     code = f"import sys, stages.{stage}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
