@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
-	@. $(BIN)/activate && python -m howto.params.file && dvc repro && echo && python -m stages.evaluate --show 3
+	@. $(BIN)/activate && python -m howto.params.file && python -m howto.heal && dvc repro && echo && python -m stages.evaluate --show 3
 
 test: $(VENV)/.installed-test
 	@. $(BIN)/activate && ruff check . && ruff format --check . && mypy && pytest -n 2 --dist loadfile

@@ -101,11 +101,30 @@ def _end_with_those_above() -> None:
     """Stop this process when DVC, its shell, or the first of a group has ended: it would go on unseen."""
     import psutil
 
-    above = psutil.Process().parents()
-    ours = next((n for n, one in enumerate(above) if _is_dvc(one)), 0 if RANK in os.environ else -1)
-    while all(_is_there(one) for one in above[: ours + 1]):
+    me = psutil.Process()
+    above = me.parents()
+    ours = next((n for n, one in enumerate(above) if is_dvc(one)), 0 if RANK in os.environ else _starter(above))
+    while ours < len(above) and all(_is_there(one) for one in above[: ours + 1]):
         time.sleep(LOOK)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _starter(above: list[Any]) -> int:
+    """Which of the processes above started this stage, where none of them has DVC's name; -1 if that cannot be told.
+
+    It is the first whose environment DVC has not given the stage's name, as it gives it to its shell. Where that one
+    is in another process group, DVC was killed before this process could look, and above is who takes orphans: the
+    number is then that of no process.
+    """
+    import psutil
+
+    try:
+        number = next(n for n, one in enumerate(above) if "DVC_STAGE" not in one.environ())
+        return number if os.getpgid(above[number].pid) == os.getpgid(0) else len(above)
+    except (psutil.NoSuchProcess, ProcessLookupError, StopIteration):  # it went between two questions
+        return len(above)
+    except (psutil.Error, PermissionError):
+        return -1
 
 
 def _is_there(process: Any) -> bool:
@@ -117,7 +136,8 @@ def _is_there(process: Any) -> bool:
         return False
 
 
-def _is_dvc(process: Any) -> bool:
+def is_dvc(process: Any) -> bool:
+    """Whether the process has DVC's name."""
     import psutil
 
     try:

@@ -22,6 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from howto.alone import alone
 from howto.floors import floor_answers
 from howto.measures import MODELS, measure, verdict
 from howto.params.evaluate import Evaluate
@@ -78,6 +79,16 @@ def main() -> None:
         return
     params = read_params()
     evaluate = params.section(Evaluate)
+    with alone(METRICS / "metrics.json"):
+        compare(params, evaluate)
+
+
+def compare(params: Params, evaluate: Evaluate) -> None:
+    """Do the stage's work in the working directory.
+
+    Raises:
+        Stop: what was made before is missing, damaged, or not of one run.
+    """
     rows, train = read_rows(TEST, Row), read_rows(TRAIN, Row)
     predictions = read_all(params, rows)
     scores = score_all(rows, train, predictions, evaluate)

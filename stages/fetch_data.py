@@ -10,6 +10,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from howto.alone import alone
 from howto.checksum import check_sha256
 from howto.params.data import Data, EmbeddedData, RowSource
 from howto.params.file import read_params
@@ -28,7 +29,7 @@ def main() -> None:
     params = read_params()
     data = params.section(Data).root
     said = {}
-    with whole_folder(RAW) as folder:
+    with alone(RAW), whole_folder(RAW) as folder:
         if isinstance(data, EmbeddedData):
             said["rows"] = make(data, folder / "rows")
         else:

@@ -10,6 +10,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from howto.alone import alone
 from howto.checksum import check_sha256
 from howto.model_folder import check_model
 from howto.params.file import read_params
@@ -28,7 +29,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = read_params()
     model = params.section(Model).root
-    with whole_folder(BASE) as folder:
+    with alone(BASE), whole_folder(BASE) as folder:
         if isinstance(model, EmbeddedModel):
             from howto.torch_setup import set_up_torch
 

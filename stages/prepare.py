@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from howto.alone import alone
 from howto.chunks import Chunk
 from howto.data_report import Report, write_report
 from howto.digest import Digester, rejected_line
@@ -69,7 +70,9 @@ class Verdicts:
 def main() -> None:
     """Run the stage."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    prepare(read_params().section(Prepare))
+    params = read_params().section(Prepare)
+    with alone(PREPARED):
+        prepare(params)
 
 
 def prepare(params: Prepare) -> None:
