@@ -83,7 +83,7 @@ def _processes(held: dict[str, Any]) -> list[dict[str, Any]]:
 def _began_after(pid: int, moment: float) -> bool:
     """Whether there is such a process, and it was not yet there at that moment, in seconds since the epoch."""
     try:
-        return psutil.Process(pid).create_time() > moment
+        return bool(psutil.Process(pid).create_time() > moment)
     except psutil.Error:  # there is none, as DVC sees too; or it cannot be asked
         return False
 

@@ -28,10 +28,8 @@ def real_data() -> Path:
     return REAL
 
 
-@pytest.fixture(scope="session")
-def small_params() -> str:
-    """params.yaml with the embedded profile so small that every stage takes seconds."""
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+def smaller(text: str) -> str:
+    """A params.yaml whose embedded profile is so small that every stage takes seconds."""
     for old, new in {
         "vocabulary: 3072": "vocabulary: 600",
         "hidden_size: 160": "hidden_size: 32",
@@ -45,6 +43,12 @@ def small_params() -> str:
         text = text.replace(old, new)
     start = text.index("passes:")
     return text[:start] + "passes: 1" + text[text.index(" ", start + 8) :]
+
+
+@pytest.fixture(scope="session")
+def small_params() -> str:
+    """This project's, made smaller."""
+    return smaller((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
 def run_stage(folder: Path, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
