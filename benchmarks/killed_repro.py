@@ -1,12 +1,12 @@
-"""Kill `dvc repro` at random moments of a whole run, and see whether the next one ends with the bytes of one undisturbed.
+"""Kill `dvc repro` at random moments of a whole run, and see whether the next one ends with an undisturbed run's bytes.
 
 python -m benchmarks.killed_repro [--kills 30] [--between 9] [--seed 0] [--small]
 
-In a clone of this repository every stage is run once, from nothing, and the clone is kept as it was before each. A trial
-begins with the clone as it was before one stage, and with a cache that knows all but this stage. `dvc repro` starts and
-is sent SIGINT, SIGTERM or SIGKILL: DVC alone, the stage's process alone, or the whole process group. The first trials
-take the stages in turn; then the moment is drawn from the time of the whole run. `--between` more aim at what DVC does
-when a stage has ended: hashing, moving to the cache, writing dvc.lock.
+In a clone of this repository every stage is run once, from nothing, and the clone is kept as it was before each. Each
+trial begins with the clone as it was before one stage, and with a cache that knows all but this stage. `dvc repro`
+starts and is sent SIGINT, SIGTERM or SIGKILL: DVC alone, the stage's process alone, or the whole process group. The
+first trials take the stages in turn; then the moment is drawn from the time of the whole run. `--between` more aim at
+what DVC does when a stage has ended: hashing, moving to the cache, writing dvc.lock.
 
 Then nothing may go on (10 seconds), and `dvc repro` has to complete, after `python -m howto.heal` where it does not by
 itself. The later stages come from the cache only if the killed stage made the same bytes; every output is compared.

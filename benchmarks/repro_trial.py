@@ -275,7 +275,7 @@ def lock_of(clone: Path) -> object:
 def left_over(clone: Path) -> list[str]:
     """What a run that has ended should not leave: half of a file, or something to go on from."""
     parts = [path for folder in ("models", "data", "metrics", "log") for path in (clone / folder).rglob("*.part")]
-    temporary = [path for path in clone.rglob("*.tmp")]
+    temporary = list(clone.rglob("*.tmp"))
     checkpoints = (clone / "models/checkpoints").glob("*")
     return [str(path.relative_to(clone)) for path in [*parts, *temporary, *checkpoints]]
 
