@@ -51,6 +51,8 @@ class Undisturbed:
 
     def __init__(self, folder: Path, *, small: bool) -> None:
         """Work in `folder`, which is empty."""
+        # What a shell starts in the background ignores SIGINT, and so would DVC: a signal handler is not handed on.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         self.folder, self.clone = folder, folder / "clone"
         self.environment = {
             **os.environ,
