@@ -4,7 +4,8 @@ python -m howto.heal
 
 DVC writes two files in place, and half of one is left where it is killed meanwhile: dvc.lock, and .dvc/tmp/rwlock, its
 list of who reads and who writes what. It runs over neither. And it takes a process of that list for alive, where it was
-killed and another process has got its number since, as after a restart of a container.
+killed and another process has got its number since, as after a restart of a container. Half a file that it was copying
+into its cache is never used, and never removed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,14 @@ LOCK = Path("dvc.lock")
 TMP = Path(".dvc/tmp")
 RWLOCK = TMP / "rwlock"
 BROKEN = TMP / "dvc.lock.broken"
+CACHE = Path(".dvc/cache/files")
+ABANDONED = 3600  # seconds after which nobody writes on: a copy that goes on has been written to just now
 CONFLICT = b"<<<<<<< "  # of git: a person has to resolve it
 
 
 @stops_cleanly
 def main() -> None:
-    """Mend both files where they need it, and say so."""
+    """Mend what needs it, and say so."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     if TMP.is_dir():
         for line in heal():
@@ -37,7 +41,7 @@ def main() -> None:
 
 
 def heal() -> list[str]:
-    """Mend both files; what was done.
+    """Mend what needs it; what was done.
 
     Raises:
         Stop: there is something to mend, and a DVC at work that may be about to write it.
@@ -46,7 +50,7 @@ def heal() -> list[str]:
 
     try:  # whoever writes dvc.lock holds the first of these, and whoever writes the list the second
         with make_lock(str(TMP / "lock")), make_lock(str(TMP / "rwlock.lock")):
-            return [line for line in (heal_rwlock(), heal_lock()) if line]
+            return [line for line in (heal_rwlock(), heal_lock(), heal_cache()) if line]
     except LockError:
         return []  # a living DVC, which has its own words for it
 
@@ -94,15 +98,16 @@ def heal_lock() -> str:
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from dvc.utils.strictyaml import load
 
+    if not LOCK.exists():
+        return ""
+    broken = LOCK.read_bytes()
     try:
         load(str(LOCK), COMPILED_LOCKFILE_SCHEMA)
-        return ""
-    except FileNotFoundError:
-        return ""
+        if broken.endswith(b"\n"):  # cut within a line, it may yet be one that DVC takes, with less in it
+            return ""
     except DvcException:
-        broken = LOCK.read_bytes()
-    if CONFLICT in broken:
-        return ""
+        if CONFLICT in broken:
+            return ""
     check_nobody_works(LOCK)
     with whole_file(BROKEN, "wb") as file:
         file.write(broken)
@@ -113,6 +118,16 @@ def heal_lock() -> str:
     with whole_file(LOCK, "wb") as file:
         file.write(known.stdout)
     return f"{LOCK} was half-written when DVC was killed; git's is back in its place (it lies in {BROKEN})"
+
+
+def heal_cache() -> str:
+    """Remove halves of files from DVC's cache, if it lies in this project."""
+    long_ago = time.time() - ABANDONED
+    found = [path for path in CACHE.rglob(".*.tmp") if path.stat().st_mtime < long_ago]
+    size = sum(path.stat().st_size for path in found)
+    for path in found:
+        path.unlink(missing_ok=True)
+    return f"{len(found)} half-copied files removed from {CACHE} ({size:,} bytes)" if found else ""
 
 
 def check_nobody_works(path: Path) -> None:

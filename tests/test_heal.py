@@ -108,6 +108,24 @@ def test_without_git_a_half_written_lock_is_made_again_from_the_cache(project: P
     assert (project / "dvc.lock").read_bytes() == before
 
 
+def test_a_lock_that_was_cut_to_one_that_dvc_takes_is_mended_too(project: Path) -> None:
+    whole = (project / "dvc.lock").read_bytes()
+    (project / "dvc.lock").write_bytes(whole[:-1])
+    assert "git's is back" in heal(project).stdout
+    assert (project / "dvc.lock").read_bytes() == whole
+
+
+def test_half_of_a_file_in_the_cache_goes_when_nobody_writes_on(project: Path) -> None:
+    folder = next((project / ".dvc/cache/files/md5").iterdir())
+    old, new = folder / ".3lATSIYdIU4ELDrVmURQ0Q.tmp", folder / ".4lATSIYdIU4ELDrVmURQ0Q.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (1e9, 1e9))
+    objects = {path for path in folder.iterdir() if not path.name.startswith(".")}
+    assert "1 half-copied files removed" in heal(project).stdout
+    assert set(folder.iterdir()) == objects | {new} and objects
+
+
 def test_where_nothing_is_broken_nothing_is_touched_or_said(project: Path) -> None:
     before = {path: path.read_bytes() for path in (project / "dvc.lock", project / ".dvc/tmp/rwlock")}
     done = heal(project)
