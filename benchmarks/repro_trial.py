@@ -94,12 +94,12 @@ class Undisturbed:
             (self.clone / ".dvc/cache" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(end / name, self.clone / ".dvc/cache" / name)
 
-    def start(self, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    def start(self, log: Path, *arguments: str) -> subprocess.Popen[str]:
         """`dvc repro` in a process group of its own."""
         with log.open("wb") as file:
             return subprocess.Popen(
                 ["dvc", "repro", *arguments],
-                cwd=self.clone, env=self.environment, stdout=file, stderr=file, start_new_session=True,
+                cwd=self.clone, env=self.environment, stdout=file, stderr=file, start_new_session=True, text=True,
             )  # fmt: skip
 
     def is_the_same(self, path: str) -> bool:
@@ -136,17 +136,13 @@ def trial(whole: Undisturbed, aim: Aim) -> dict[str, object]:
     with whole.start(log) as dvc:
         wait_for_the_moment(dvc, aim)
         there = stage_processes(dvc)
-        family = [psutil.Process(dvc.pid), *psutil.Process(dvc.pid).children(recursive=True)] if _lives(dvc) else []
+        family = psutil.Process(dvc.pid).children(recursive=True) if _lives(dvc) else []
         hit = send(dvc, there, aim)
         start = time.monotonic()
         # SIGINT to DVC alone means nothing to it while a stage runs: it goes on, and rightly so.
         goes_on_rightly = aim.signal == "SIGINT" and aim.target == "dvc" and bool(there)
-        _, alive = psutil.wait_procs(family, timeout=600 if goes_on_rightly else PATIENCE)
+        alive = end_of(dvc, family, 600 if goes_on_rightly else PATIENCE)
         seconds = time.monotonic() - start
-        for process in alive:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        dvc.wait()
     said = log.read_text(encoding="utf-8", errors="replace")
     files = outputs(whole.clone)
     half = [path for path in files if (whole.clone / path).exists() and not whole.is_the_same(path)]
@@ -161,7 +157,7 @@ def trial(whole: Undisturbed, aim: Aim) -> dict[str, object]:
         "dvc_status": dvc.returncode,
         "stack_trace_of_a_stage": "Traceback" in said,
         "seconds_until_all_ended": None if goes_on_rightly else round(seconds, 1),
-        "goes_on": [" ".join(one) for one in map(_command, alive)],
+        "goes_on": alive,
         "outputs_that_dvc_was_writing": half,
         "next_repro": how,
         **({"it_said": message} if message else {}),
@@ -171,7 +167,7 @@ def trial(whole: Undisturbed, aim: Aim) -> dict[str, object]:
     }
 
 
-def wait_for_the_moment(dvc: subprocess.Popen[bytes], aim: Aim) -> None:
+def wait_for_the_moment(dvc: subprocess.Popen[str], aim: Aim) -> None:
     """Wait until it is time to kill, or DVC has ended."""
     if aim.after_its_end:
         while _lives(dvc) and not stage_processes(dvc, aim.stage):
@@ -183,7 +179,24 @@ def wait_for_the_moment(dvc: subprocess.Popen[bytes], aim: Aim) -> None:
         time.sleep(LOOK)
 
 
-def send(dvc: subprocess.Popen[bytes], there: list[psutil.Process], aim: Aim) -> str:
+def end_of(dvc: subprocess.Popen[str], family: list[psutil.Process], patience: float) -> list[str]:
+    """Wait for the end of DVC and of what it had started; the commands of those that had to be ended here."""
+    until = time.monotonic() + patience
+    found = []
+    try:
+        dvc.wait(patience)
+    except subprocess.TimeoutExpired:
+        dvc.kill()
+        found.append("dvc repro")
+    _, alive = psutil.wait_procs(family, max(until - time.monotonic(), 0))
+    for process in alive:
+        found.append(" ".join(_command(process)))
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    return found
+
+
+def send(dvc: subprocess.Popen[str], there: list[psutil.Process], aim: Aim) -> str:
     """Send the signal; what was hit."""
     number = signal.Signals[aim.signal]
     stages = " and ".join(sorted({stage_of(process) for process in there}))
@@ -218,7 +231,7 @@ def stages_run(said: str) -> list[str]:
     return re.findall(r"Running stage '([^']+)'", said)
 
 
-def stage_processes(dvc: subprocess.Popen[bytes], stage: str = "") -> list[psutil.Process]:
+def stage_processes(dvc: subprocess.Popen[str], stage: str = "") -> list[psutil.Process]:
     """The processes of stages that DVC has started, or of the one stage."""
     with suppress(psutil.NoSuchProcess):
         children = psutil.Process(dvc.pid).children(recursive=True)
@@ -242,7 +255,7 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-def _lives(process: subprocess.Popen[bytes]) -> bool:
+def _lives(process: subprocess.Popen[str]) -> bool:
     return process.poll() is None
 
 

@@ -67,6 +67,18 @@ def stops_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
+def ends_while_loading() -> None:
+    """Let Ctrl-C and SIGTERM end this process at once and with one line, until `stops_cleanly` takes over."""
+
+    def end(number: int, _: Any) -> None:
+        _say_stopped_by("the keyboard" if number == signal.SIGINT else "SIGTERM")
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
+
+
 def _watch_for_the_end() -> None:
     """Let SIGTERM stop this process as Ctrl-C does, and neither wait for a library's long computation."""
     if threading.current_thread() is not threading.main_thread():
@@ -76,6 +88,8 @@ def _watch_for_the_end() -> None:
         raise _Terminated
 
     signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background of a shell's script
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform == "win32":
         return
     # Python runs a handler when a call into a library returns. Its number comes through a pipe at once.

@@ -1,1 +1,8 @@
 """One module for each stage of dvc.yaml."""
+
+import sys
+
+if sys.argv[0] == "-m":  # `python -m stages.<name>`, whose libraries are still to be loaded
+    from howto.stop import ends_while_loading
+
+    ends_while_loading()

@@ -97,3 +97,48 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small_params: str) -> Pat
 def workplace(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished folder that a test may damage."""
     return Path(shutil.copytree(finished, tmp_path / "workplace"))
+
+
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "COLUMNS": "120",
+    **{f"GIT_{role}_{part}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for part in ("NAME", "EMAIL")},
+}
+
+
+def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """A command in `folder`, such as DVC's, to its end."""
+    return subprocess.run(
+        command, check=False, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="session")
+def known(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This project with the finished tiny run, as DVC and git know it. Not to be changed: see `project`."""
+    folder = tmp_path_factory.mktemp("known") / "project"
+    shutil.copytree(finished, folder)
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        check=True, cwd=ROOT, capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in names:
+        if name != "dvc.lock" and not (folder / name).exists() and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    for command in (
+        ["git", "init", "-q"],
+        ["dvc", "commit", "-q", "-f"],
+        ["git", "add", "-A"],
+        ["git", "commit", "-qm", "run"],
+    ):
+        done = call(folder, *command)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+    return folder
+
+
+@pytest.fixture
+def project(known: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage. DVC finds every stage up to date."""
+    return Path(shutil.copytree(known, tmp_path / "project", symlinks=True))

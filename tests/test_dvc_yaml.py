@@ -23,7 +23,7 @@ READ_BY = {
 def local_imports(path: str) -> set[str]:
     """The local files that a module imports when it runs, itself included, however deep; all paths from the root."""
     found: set[str] = set()
-    waiting = [path]
+    waiting = _files(path.removesuffix(".py").replace("/", "."))  # a package's `__init__.py` runs first
     while waiting:
         current = waiting.pop()
         if current in found:
