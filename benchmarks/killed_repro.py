@@ -86,7 +86,10 @@ def summary(trials: list[dict[str, object]]) -> dict[str, object]:
         "stages_hit": sorted({str(one["stage"]) for one in trials}),
         "combinations": len({(one["signal"], one["target"]) for one in trials}),
         "something_went_on": sum(bool(one["goes_on"]) for one in trials),
-        "slowest_to_end_seconds": max(one["seconds_until_all_ended"] for one in trials),  # type: ignore[type-var]
+        "slowest_to_end_seconds": max(
+            (one["seconds_until_all_ended"] for one in trials if isinstance(one["seconds_until_all_ended"], float)),
+            default=None,
+        ),
         "dvc_repro_completed_by_itself": sum(one["next_repro"] == "completed" for one in trials),
         "completed_after_heal": sum(one["next_repro"] == "completed after heal" for one in trials),
         "same_bytes": sum(bool(one["same_bytes"]) for one in trials),
