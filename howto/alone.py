@@ -43,6 +43,8 @@ def alone(output: Path) -> Iterator[None]:
             path.write_text(str(os.getpid()), encoding="utf-8")
         yield
     finally:
+        with suppress(OSError):
+            path.unlink()  # while it is held: one that waits for this file sees that it has no name any more
         lock.release()
 
 

@@ -35,8 +35,8 @@ def stops_cleanly(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
-        _watch_for_the_end()
         try:
+            _watch_for_the_end()
             main()
             sys.stdout.flush()
         except Stop as stop:

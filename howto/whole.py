@@ -26,7 +26,7 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:  # type: ignore[typ
     aside = _aside(path)
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
     try:
-        with aside.open(mode, encoding=encoding, newline=newline) as file:
+        with _named(path), aside.open(mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -55,13 +55,25 @@ def whole_folder(path: Path) -> Iterator[Path]:
     aside, old = _aside(path), _aside(path)
     aside.mkdir()
     try:
-        yield aside
+        with _named(path):
+            yield aside
         if path.exists():
             path.rename(old)
         aside.rename(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Give an error of the operating system the name of what was to be written: that of a full disk has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _left_over(path: Path) -> Iterator[Path]:
