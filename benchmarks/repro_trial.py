@@ -155,7 +155,7 @@ def trial(whole: Undisturbed, aim: Aim) -> dict[str, object]:
         "counted_from": "the stage's end" if aim.after_its_end else "DVC's start",
         "hit": hit,
         "dvc_status": dvc.returncode,
-        "stack_trace_of_a_stage": "Traceback" in said,
+        "stack_trace": said[said.index("Traceback") :][-300:] if "Traceback" in said else "",
         "seconds_until_all_ended": None if goes_on_rightly else round(seconds, 1),
         "goes_on": alive,
         "outputs_that_dvc_was_writing": half,
@@ -175,7 +175,7 @@ def wait_for_the_moment(dvc: subprocess.Popen[str], aim: Aim) -> None:
         while _lives(dvc) and stage_processes(dvc, aim.stage):
             time.sleep(LOOK / 4)
     time.sleep(aim.seconds)
-    while aim.target == "stage" and not aim.after_its_end and _lives(dvc) and not stage_processes(dvc):
+    while aim.target == "stage" and _lives(dvc) and not stage_processes(dvc):
         time.sleep(LOOK)
 
 
