@@ -16,22 +16,27 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from howto.stop import Stop
 from howto.whole import whole_folder
 
 KEPT = 2
 RUNS = 3  # folders of runs that did not end, this one among them
+PROCESSES = "processes"  # how many made it
 SHARE = 0.01  # of the time, at most, goes into checkpoints
 
 
 class Checkpoints:
     """The checkpoints of the run named `key`, in a folder of its own below `folder`."""
 
-    def __init__(self, folder: Path, key: str, *, seconds: float = 1.0, writes: bool = True) -> None:
+    def __init__(
+        self, folder: Path, key: str, *, seconds: float = 1.0, writes: bool = True, processes: int = 1
+    ) -> None:
         """At least `seconds` pass between two of them, and more where saving takes long.
 
-        Of several processes that share the work all read, and one `writes`.
+        Of several `processes` that share the work one `writes`, and reads.
         """
         self.folder = folder / key
+        self._processes = processes
         self._writes = writes
         self._seconds = seconds
         self._next = time.monotonic() + seconds
@@ -53,7 +58,7 @@ class Checkpoints:
         start = time.monotonic()
         with whole_folder(self.folder / f"{step:08}") as folder:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "tensors.safetensors")
-            (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+            (folder / "state.json").write_text(json.dumps({PROCESSES: self._processes, **state}), encoding="utf-8")
             for path in folder.iterdir():
                 _to_disk(path)
         for old in self._whole()[:-KEPT]:
@@ -61,16 +66,28 @@ class Checkpoints:
         self._next = time.monotonic() + max(self._seconds, (time.monotonic() - start) / SHARE)
 
     def newest(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """The tensors (on the CPU) and the state of the newest one that can be read; None if there is none."""
+        """The tensors (on the CPU) and the state of the newest one that can be read; None if there is none.
+
+        Raises:
+            Stop: it was made by another number of processes, which sum otherwise.
+        """
         if self._writes:
             for left_over in self.folder.glob(".*.part"):
                 shutil.rmtree(left_over, ignore_errors=True)
         for folder in reversed(self._whole()):
             try:
                 state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-                return load_file(folder / "tensors.safetensors"), state
-            except (OSError, ValueError, SafetensorError):  # the disk lost it: the one before will do
+                made_by = state.pop(PROCESSES)
+                tensors = load_file(folder / "tensors.safetensors")
+            except (OSError, ValueError, KeyError, SafetensorError):  # the disk lost it: the one before will do
                 continue
+            if made_by != self._processes:
+                raise Stop(
+                    f"{self.folder}: checkpoints of this run, made with processes: {made_by}, and now there are "
+                    f"{self._processes}; set profiles.*.train.processes back in params.yaml, or remove the folder "
+                    "to begin anew"
+                )
+            return tensors, state
         return None
 
     def remove(self) -> None:

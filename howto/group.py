@@ -1,43 +1,43 @@
-"""Several processes that train one adapter: each computes a share of every step's rows, and gradients are summed.
+"""Several processes that share the work of a stage, on one host or on several.
 
-A step's loss is divided by the response tokens of all its rows before it is differentiated, so the sum over processes
-is the gradient of one process that has all rows, whatever the shares are.
+In training each computes a share of every step's rows, and gradients are summed. A step's loss is divided by the
+response tokens of all its rows before it is differentiated, so the sum over processes is the gradient of one process
+that has all rows, whatever the shares are.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import psutil
 import torch
 from torch import distributed
 
-from howto.stop import LOOK, RANK, Stop
+from howto.launch import FAILED, LOST, is_in_a_group
+from howto.stop import RANK, Stop
 
 T = TypeVar("T")
 
-PORT = "HOWTO_PORT"
-FAILED = "train: one of the processes has failed, and says why itself; nothing goes on without it"
-PATIENCE = timedelta(minutes=30)  # until a process that does not answer is given up
+PATIENCE = timedelta(minutes=10)  # until a process that does not come to a meeting of all is given up
+WORD = 3.0  # seconds that a process which has lost another one leaves it to say why
 
 
 class Group:
     """This process and those that work with it."""
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        """By default a process alone."""
-        self.rank, self.size = rank, size
-
-    def device(self, device: torch.device) -> torch.device:
-        """The device of this process, if that of all is `device`: on GPUs one of its own."""
-        return torch.device("cuda", self.rank) if device.type == "cuda" else device
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, *, of: torch.device | None = None) -> None:
+        """By default a process alone. `local_rank` counts on this host; `of`: the device of all."""
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self.device = of or torch.device("cpu")
+        if size > 1 and self.device.type == "cuda":
+            self.device = torch.device("cuda", local_rank)  # each has one of its own
 
     def share(self, rows: Sequence[T]) -> list[T]:
         """The rows of this process: every `size`-th, so that like lengths are dealt evenly if they stand together."""
@@ -45,80 +45,129 @@ class Group:
 
     def stop(self, message: str) -> BaseException:
         """What to raise where every process comes to the same end: the first one says why, the others are silent."""
-        return Stop(message) if self.rank == 0 else SystemExit()
+        return Stop(message) if self.rank == 0 else _lost()
 
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
         """Sum each tensor over the processes, in place."""
         if self.size == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        try:
-            distributed.all_reduce(flat)
-        except RuntimeError:  # of which the processes that are left hear in many words
-            raise self.stop(FAILED) from None
+        distributed.all_reduce(flat)
         start = 0
         for tensor in tensors:
             tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
             start += tensor.numel()
 
+    def of_first(self, value: T) -> T:
+        """What the first process has. Each waits for it."""
+        if self.size == 1:
+            return value
+        values: list[Any] = [value if self.rank == 0 else None]
+        distributed.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]  # type: ignore[no-any-return]
+
+    def of_all(self, value: T) -> list[T]:
+        """What each process has, in the order of their ranks. Each waits for all."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def agree(self, inputs: Mapping[str, str]) -> None:
+        """See that all processes have the inputs of the first one.
+
+        Raises:
+            Stop: this host has others; the message names them.
+        """
+        of_first = self.of_first(dict(inputs))
+        different = sorted(key for key in of_first.keys() | inputs.keys() if of_first.get(key) != inputs.get(key))
+        if any(self.of_all(bool(different))):
+            if not different:
+                raise _lost()
+            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+            raise Stop(
+                f"{', '.join(different[:3])}{more}: not as on the first host ({socket.gethostname()} has process "
+                f"{self.rank}); all hosts want the same code, params, inputs and versions"
+            )
+
 
 @contextmanager
-def joined(processes: int, module: str, device: torch.device) -> Iterator[Group]:
-    """The group of so many processes. The first one starts the others, as `python -m module`; they end with it,
-    and it ends with them.
+def joined(processes: int | None, device: torch.device, what: str) -> Iterator[Group]:
+    """The group that this process was started in; alone, if it was started by itself.
+
+    `processes` is how many there have to be, as `what` says; None: as many as there are.
 
     Raises:
-        Stop: there are fewer GPUs than processes.
+        Stop: there are more or fewer, or fewer GPUs on this host than processes.
     """
-    if processes == 1:
-        yield Group()
+    if not is_in_a_group():
+        yield Group(of=device)
         return
-    if device.type == "cuda" and torch.cuda.device_count() < processes:
-        raise Stop(
-            f"params.yaml: profiles.*.train.processes is {processes}, and torch sees {torch.cuda.device_count()} "
-            "GPUs; a process wants one of its own"
-        )
-    rank = int(os.environ.get(RANK, "0"))
-    port = os.environ.get(PORT) or str(_free_port())
-    others = []
-    for number in range(1, processes if rank == 0 else 1):
-        environment = {**os.environ, RANK: str(number), PORT: port}
-        others.append(subprocess.Popen([sys.executable, "-m", module], env=environment))
-    leaving = threading.Event()
-    if others:
-        threading.Thread(target=_end_with_any_of, args=(others, leaving), daemon=True).start()
-    ended = False
+    rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if rank:
+        os.environ.setdefault(RANK, str(rank))  # the first one says that a signal came
+    try:
+        if processes not in (None, size):
+            raise Stop(f"{what} is {processes}, and {size} processes were started (WORLD_SIZE); make them the same")
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
+        if device.type == "cuda" and torch.cuda.device_count() < here:
+            raise Stop(
+                f"{what}: {here} processes on this host want a GPU each, and torch sees {torch.cuda.device_count()}"
+            )
+        with _meeting(rank, size, local_rank, device) as group:
+            yield group
+    except Stop:
+        if local_rank:
+            time.sleep(WORD)  # the first process of this host comes to the same end, and says so for all
+        raise
+
+
+@contextmanager
+def _meeting(rank: int, size: int, local_rank: int, device: torch.device) -> Iterator[Group]:
+    if size == 1:
+        yield Group(of=device)
+        return
+    group = Group(rank, size, local_rank, of=device)
+    on = group.device
+    if on.type == "cuda":
+        torch.cuda.set_device(on)
+    _use_the_network_of(os.environ["MASTER_ADDR"])
     try:
         distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            init_method=f"tcp://127.0.0.1:{port}",
-            rank=rank,
-            world_size=processes,
-            timeout=PATIENCE,
+            "nccl" if on.type == "cuda" else "gloo", timeout=PATIENCE, device_id=on if on.type == "cuda" else None
         )
-        yield Group(rank, processes)
+        yield group
+        group.of_first(None)  # no process ends well before the first one has
         distributed.destroy_process_group()
-        ended = True
-    finally:
-        leaving.set()
-        for process in others:
-            if not ended:
-                process.terminate()
-            process.wait()
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise _lost() from None  # of which the processes that are left hear in many words
 
 
-def _end_with_any_of(others: list[subprocess.Popen[bytes]], leaving: threading.Event) -> None:
-    """End this process when one of the others has failed: it would wait for it, in a library that cannot be told."""
-    while not leaving.wait(LOOK):
-        if not any(process.poll() for process in others):
-            continue
-        print(f"error: {FAILED}", file=sys.stderr, flush=True)
-        for process in others:
-            process.terminate()
-        os._exit(1)
+def _lost() -> BaseException:
+    """What to raise where another process has come to an end, or is about to: it says why, if it can."""
+    if RANK not in os.environ:
+        return Stop(FAILED)
+    time.sleep(WORD)
+    return SystemExit(LOST)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _use_the_network_of(address: str) -> None:
+    """Let the processes talk over the network on which the first one is reached, and over no other.
+
+    Left alone, gloo takes the one that this host's own name leads to, which often is none that others reach.
+    """
+    try:
+        family, _, _, _, target = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(target)  # sends nothing: it only chooses the way
+            own = str(probe.getsockname()[0]).split("%")[0]
+    except OSError:
+        return
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address.split("%")[0] == own for one in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            if ipaddress.ip_address(own).is_loopback:
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", name)

@@ -33,14 +33,20 @@ class Inputs:
         self._code = {path: sha256_of(path) for path in _imported({kind.__module__ for kind in self._sections})}
         self._files = {path: (_seen(path), sha256_of(path)) for path in _files(self._paths)}
 
-    def key(self, **more: str) -> str:
-        """16 hexadecimal digits that change with any of it, and with any of `more`."""
-        parts = {
-            "code": {str(path.relative_to(ROOT)): digest for path, digest in self._code.items()},
-            "files": {str(path): digest for path, (_, digest) in self._files.items()},
-            "params": self._used(self._params),
+    def parts(self, **more: str) -> dict[str, str]:
+        """What the inputs are, by name: a hash of each file, the value of each param, and `more`."""
+        params = _flat(self._used(self._params))
+        return {
+            **{str(path.relative_to(ROOT)): digest for path, digest in self._code.items()},
+            **{str(path): digest for path, (_, digest) in self._files.items()},
+            **{f"{self._params.path} ({key})": json.dumps(value) for key, value in params.items()},
             **more,
         }
+
+    def key(self, *, but: str = "", **more: str) -> str:
+        """16 hexadecimal digits that change with any of it, but for the param `but`, and with any of `more`."""
+        parts = self.parts(**more)
+        parts.pop(f"{self._params.path} ({but.replace('*', self._params.profile)})", None)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def check(self) -> None:
@@ -65,16 +71,18 @@ class Inputs:
         return {kind.key.replace("*", params.profile): params.section(kind).model_dump() for kind in self._sections}
 
 
-def _different(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
+def _different(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """The dotted keys whose values are not the same."""
-    keys = []
-    for key in sorted(before.keys() | after.keys()):
-        one, other = before.get(key), after.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            keys += _different(one, other, f"{prefix}{key}.")
-        elif one != other:
-            keys.append(f"{prefix}{key}")
-    return keys
+    one, other = _flat(before), _flat(after)
+    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves, by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return leaves
 
 
 def _imported(sections: set[str]) -> list[Path]:

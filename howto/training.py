@@ -94,9 +94,11 @@ class Trainer:
         `watch` sees the curve every few seconds, and at the end.
 
         Raises:
-            Stop: the loss is not a finite number; the message names step and rows.
+            Stop: the loss is not a finite number, which the message says with step and rows; or checkpoints are there
+                of another number of processes.
         """
-        found = checkpoints.newest() if checkpoints else None
+        # Of several processes only the first one needs to have them on its disk.
+        found = self._group.of_first(checkpoints.newest() if checkpoints and self._group.rank == 0 else None)
         if found:
             self._restore(*found)
         looked = started = time.monotonic()

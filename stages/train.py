@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from howto.launch import is_in_a_group, launch, on_this_host
 from howto.params.file import read_params
 from howto.params.machine import Machine, ProfileMachine
 from howto.params.train import ProfileTrain, Train
@@ -37,6 +38,7 @@ BASE = Path("models/base")
 ADAPTER = Path("models/adapter")
 CHECKPOINTS = Path("models/checkpoints")
 METRICS = Path("metrics")
+PROCESSES = "params.yaml: profiles.*.train.processes"
 
 
 @stops_cleanly
@@ -45,6 +47,9 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = read_params()
     shared, profile, machine = params.section(Train), params.section(ProfileTrain), params.section(ProfileMachine)
+    if profile.processes > 1 and not is_in_a_group():
+        launch("stages.train", [], on_this_host(profile.processes, PROCESSES))
+        return
 
     from howto.torch_setup import set_up_torch, versions
 
@@ -61,13 +66,14 @@ def main() -> None:
     from howto.memory import check_memory, says_out_of_memory
     from howto.training import Trainer
 
-    inputs = Inputs([TRAIN, VALIDATION, BASE], params, [Train, ProfileTrain, Machine, ProfileMachine])
-    tokenizer = load_tokenizer(BASE)
-    train_set, validation_set = read_examples(tokenizer, shared)
-    with joined(profile.processes, "stages.train", device) as group:
-        device = group.device(device)
-        is_first = group.rank == 0
-        checkpoints = Checkpoints(CHECKPOINTS, inputs.key(**versions(device)), writes=is_first)
+    with joined(profile.processes, device, PROCESSES) as group:
+        device, is_first = group.device, group.rank == 0
+        inputs = Inputs([TRAIN, VALIDATION, BASE], params, [Train, ProfileTrain, Machine, ProfileMachine])
+        group.agree(inputs.parts(**versions(device)))
+        tokenizer = load_tokenizer(BASE)
+        train_set, validation_set = read_examples(tokenizer, shared)
+        key = inputs.key(but=f"{ProfileTrain.key}.processes", **versions(device))
+        checkpoints = Checkpoints(CHECKPOINTS, key, writes=is_first, processes=group.size)
         torch.manual_seed(shared.seed)  # before the adapter is initialised
         model = add_adapter(load_base(BASE, machine.precision, device), shared.lora, BASE)
         initial = checkpoints.folder / "initial" if shared.lora.init in CHANGES_THE_BASE else None

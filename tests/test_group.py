@@ -14,7 +14,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from howto.group import FAILED
+from howto.launch import FAILED
 from tests.conftest import ROOT, run_stage, wait_for_checkpoint
 
 ADAPTER = "models/adapter/adapter_model.safetensors"
@@ -83,10 +83,14 @@ def test_no_process_goes_on_when_the_first_is_stopped(workplace: Path, number: s
 FAILING = """
 import sys, torch
 from howto.group import joined
+from howto.launch import is_in_a_group, launch
 from howto.stop import stops_cleanly
 @stops_cleanly
 def main():
-    with joined(2, "failing", torch.device("cpu")) as group:
+    if not is_in_a_group():
+        launch("failing", [], 2)
+        return
+    with joined(2, torch.device("cpu"), "2") as group:
         if group.rank == 1:
             sys.exit(3)
         group.add_up([torch.ones(1)] * 1000)
