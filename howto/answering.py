@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -19,6 +20,9 @@ from howto.params.infer import Infer
 from howto.prompt import completion_ids, fitting_input, prompt_ids
 from howto.rows import Row
 from howto.slots import OneRow, Slots, use_slots
+
+if TYPE_CHECKING:
+    from howto.group import Group
 
 PROBE = ("Write instructions.", "How do I tie a knot?")  # a prompt to try a model with
 
@@ -112,10 +116,13 @@ class Answering:
             self._decoder = Decoder(self._model, flight, self.tokenizer, self._decoding)
         return self._decoder
 
-    def references(self, rows: Sequence[Row], inputs: Sequence[str | None]) -> list[tuple[int, float | None]]:
+    def references(
+        self, rows: Sequence[Row], inputs: Sequence[str | None], group: Group | None = None
+    ) -> list[tuple[int, float | None]]:
         """The tokens of each row's reference, and their mean log-probability, in nats, after the row's prompt.
 
         The end of sequence is one of them. The second is None where prompt and reference are too long for the model.
+        The processes of a `group` share the work, and each is given the whole.
         """
         examples, places = [], []
         found: list[tuple[int, float | None]] = []
@@ -131,6 +138,10 @@ class Answering:
                 places.append(number)
         if examples:
             decoder = self._decoder_for([example.prompt for example in examples])
-            for number, value in zip(places, decoder.mean_log_probabilities(examples), strict=True):
-                found[number] = found[number][0], round(value, 6)
+            share = (group.rank, group.size) if group else (0, 1)
+            own = list(decoder.mean_log_probabilities(examples, *share))
+            for values in group.of_all(own) if group else [own]:
+                for number, value in zip(places, values, strict=True):
+                    if value is not None:
+                        found[number] = found[number][0], round(value, 6)
         return found

@@ -193,13 +193,19 @@ class Decoder:
         return int(self._sampler.choose(logits, chances, seen).tokens[0])
 
     @torch.inference_mode()
-    def mean_log_probabilities(self, examples: Sequence[Example]) -> Iterator[float]:
+    def mean_log_probabilities(
+        self, examples: Sequence[Example], rank: int = 0, size: int = 1
+    ) -> Iterator[float | None]:
         """Yield for each example the mean log-probability, in nats, of its response tokens after its prompt.
 
         The end of sequence is one of them. With the mean over a data set, weighted by tokens, the perplexity of the
-        references is exp(-mean).
+        references is exp(-mean). Of `size` processes that share the work, the one with this `rank` yields its share,
+        and None for the rest: which examples are computed together does not depend on how many processes there are.
         """
-        for rows in _parts(examples, most=LOGITS // self._vocabulary):
+        for number, rows in enumerate(_parts(examples, most=LOGITS // self._vocabulary)):
+            if number % size != rank:
+                yield from [None] * len(rows)
+                continue
             logits = self._flight.logits(rows).float()  # [response tokens, vocabulary]
             labels = torch.tensor([token for row in rows for token in row.completion], device=logits.device)
             found = (logits.gather(1, labels[:, None])[:, 0] - logits.logsumexp(dim=1)).double()

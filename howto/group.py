@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -21,11 +21,12 @@ import torch
 from torch import distributed
 
 from howto.launch import FAILED, LOST, is_in_a_group
+from howto.pulse import pulse
 from howto.stop import RANK, Stop
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(minutes=10)  # until a process that does not come to a meeting of all is given up
+PATIENCE = timedelta(minutes=10)  # until a process that lives, but does not come to a step's end, is given up
 WORD = 3.0  # seconds that a process which has lost another one leaves it to say why
 
 
@@ -93,10 +94,13 @@ class Group:
 
 
 @contextmanager
-def joined(processes: int | None, device: torch.device, what: str) -> Iterator[Group]:
+def joined(
+    processes: int | None, device: torch.device, what: str, *, patience: timedelta = PATIENCE
+) -> Iterator[Group]:
     """The group that this process was started in; alone, if it was started by itself.
 
-    `processes` is how many there have to be, as `what` says; None: as many as there are.
+    `processes` is how many there have to be, as `what` says; None: as many as there are. `patience` is how long one
+    may wait for another that lives; one that is dead is noticed at once, and a host without network after a minute.
 
     Raises:
         Stop: there are more or fewer, or fewer GPUs on this host than processes.
@@ -115,7 +119,8 @@ def joined(processes: int | None, device: torch.device, what: str) -> Iterator[G
             raise Stop(
                 f"{what}: {here} processes on this host want a GPU each, and torch sees {torch.cuda.device_count()}"
             )
-        with _meeting(rank, size, local_rank, device) as group:
+        alone = size == here
+        with nullcontext() if alone else pulse(rank, size), _meeting(rank, size, local_rank, device, patience) as group:
             yield group
     except Stop:
         if local_rank:
@@ -124,7 +129,7 @@ def joined(processes: int | None, device: torch.device, what: str) -> Iterator[G
 
 
 @contextmanager
-def _meeting(rank: int, size: int, local_rank: int, device: torch.device) -> Iterator[Group]:
+def _meeting(rank: int, size: int, local_rank: int, device: torch.device, patience: timedelta) -> Iterator[Group]:
     if size == 1:
         yield Group(of=device)
         return
@@ -135,7 +140,7 @@ def _meeting(rank: int, size: int, local_rank: int, device: torch.device) -> Ite
     _use_the_network_of(os.environ["MASTER_ADDR"])
     try:
         distributed.init_process_group(
-            "nccl" if on.type == "cuda" else "gloo", timeout=PATIENCE, device_id=on if on.type == "cuda" else None
+            "nccl" if on.type == "cuda" else "gloo", timeout=patience, device_id=on if on.type == "cuda" else None
         )
         yield group
         group.of_first(None)  # no process ends well before the first one has

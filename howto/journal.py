@@ -40,18 +40,28 @@ def journal(path: Path, kind: type[R]) -> Iterator[Journal[R]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         file.seek(0)
-        found: list[R] = []
-        broken = b""
-        end = 0
-        for line in file:
-            try:
-                record = kind.model_validate_json(line) if line.endswith(b"\n") else None
-            except ValidationError:
-                record = None
-            if record is None:
-                broken = line
-                break
-            found.append(record)
-            end += len(line)
+        found, broken, end = _whole(file, kind)
         file.seek(0, os.SEEK_END)
         yield Journal(file, found, broken, end)
+
+
+def records(path: Path, kind: type[R]) -> list[R]:
+    """The whole records of a journal that another process may be writing."""
+    with path.open("rb") as file:
+        return _whole(file, kind)[0]
+
+
+def _whole(file: IO[bytes], kind: type[R]) -> tuple[list[R], bytes, int]:
+    """The records up to the first line that is none, that line, and the place where it begins."""
+    found: list[R] = []
+    end = 0
+    for line in file:
+        try:
+            record = kind.model_validate_json(line) if line.endswith(b"\n") else None
+        except ValidationError:
+            record = None
+        if record is None:
+            return found, line, end
+        found.append(record)
+        end += len(line)
+    return found, b"", end
