@@ -52,6 +52,7 @@ def main() -> None:
         micro_batch_size=arguments.batch_size,
         gradient_checkpointing=False,
         processes=1,
+        fsdp=False,
     )
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(arguments, shared, profile, device, Path(folder))

@@ -114,6 +114,7 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
         micro_batch_size=arguments.batch_size,
         gradient_checkpointing=arguments.one == "howto_checkpointing",
         processes=1,
+        fsdp=False,
     )
     shared = shared.model_copy(update={"warmup_ratio": 0.0})
     rows = dolly_rows(arguments.data, arguments.rows, read_instruction())

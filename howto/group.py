@@ -33,9 +33,11 @@ WORD = 3.0  # seconds that a process which has lost another one leaves it to say
 class Group:
     """This process and those that work with it."""
 
-    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, *, of: torch.device | None = None) -> None:
-        """By default a process alone. `local_rank` counts on this host; `of`: the device of all."""
-        self.rank, self.size, self.local_rank = rank, size, local_rank
+    def __init__(
+        self, rank: int = 0, size: int = 1, local_rank: int = 0, here: int = 1, *, of: torch.device | None = None
+    ) -> None:
+        """By default a process alone. `here` are on this host, where `local_rank` counts; `of`: the device of all."""
+        self.rank, self.size, self.local_rank, self.here = rank, size, local_rank, here
         self.device = of or torch.device("cpu")
         if size > 1 and self.device.type == "cuda":
             self.device = torch.device("cuda", local_rank)  # each has one of its own
@@ -119,8 +121,11 @@ def joined(
             raise Stop(
                 f"{what}: {here} processes on this host want a GPU each, and torch sees {torch.cuda.device_count()}"
             )
-        alone = size == here
-        with nullcontext() if alone else pulse(rank, size), _meeting(rank, size, local_rank, device, patience) as group:
+        group = Group(rank, size, local_rank, here, of=device)
+        if size == 1:
+            yield group
+            return
+        with nullcontext() if size == here else pulse(rank, size), _meeting(group, patience):
             yield group
     except Stop:
         if local_rank:
@@ -129,11 +134,7 @@ def joined(
 
 
 @contextmanager
-def _meeting(rank: int, size: int, local_rank: int, device: torch.device, patience: timedelta) -> Iterator[Group]:
-    if size == 1:
-        yield Group(of=device)
-        return
-    group = Group(rank, size, local_rank, of=device)
+def _meeting(group: Group, patience: timedelta) -> Iterator[None]:
     on = group.device
     if on.type == "cuda":
         torch.cuda.set_device(on)
@@ -142,7 +143,7 @@ def _meeting(rank: int, size: int, local_rank: int, device: torch.device, patien
         distributed.init_process_group(
             "nccl" if on.type == "cuda" else "gloo", timeout=patience, device_id=on if on.type == "cuda" else None
         )
-        yield group
+        yield
         group.of_first(None)  # no process ends well before the first one has
         distributed.destroy_process_group()
     except RuntimeError as error:

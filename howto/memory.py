@@ -15,6 +15,7 @@ import torch
 from howto.batches import Example
 from howto.loss import CHUNK
 from howto.params.train import ProfileTrain
+from howto.sharding import own_part
 from howto.stop import Stop
 
 if TYPE_CHECKING:
@@ -25,8 +26,12 @@ CONTAINER = Path("/sys/fs/cgroup")  # where a container's limit stands
 OF_CHUNK = 3  # logits, their probabilities, and a copy on the way
 
 
-def check_memory(engine: Engine, examples: list[Example], profile: ProfileTrain, *, packing: bool) -> int:
-    """The bytes that training will need beside what is loaded by now.
+def check_memory(
+    engine: Engine, examples: list[Example], profile: ProfileTrain, *, packing: bool, beside: int = 0, here: int = 1
+) -> int:
+    """The bytes that this process will need in training beside what is loaded by now.
+
+    `beside` are such as its caller knows of; `here`, how many processes share the memory of this host's CPU.
 
     Raises:
         Stop: the device has less; the message says how much, and what would fit.
@@ -36,10 +41,12 @@ def check_memory(engine: Engine, examples: list[Example], profile: ProfileTrain,
 
     def needed(size: int, *, again: bool) -> float:
         tokens = sum(longest[:size]) if packing else longest[0] * min(size, len(longest))
-        return MARGIN * (tokens * kept.bytes_per_token(again=again) + kept.fixed)
+        return MARGIN * (tokens * kept.bytes_per_token(again=again) + kept.fixed + beside)
 
     need = round(needed(profile.micro_batch_size, again=profile.gradient_checkpointing))
     have = available_bytes(engine.device)
+    if engine.device.type == "cpu":
+        have //= here
     if need <= have:
         return need
     fits = [
@@ -63,23 +70,25 @@ class Kept:
 
     def __init__(self, engine: Engine, examples: list[Example]) -> None:
         row = sorted(examples, key=len)[len(examples) // 2]
-        sizes: dict[int, int] = {}
-        weights = {weight.untyped_storage().data_ptr() for weight in engine.model.parameters()}
+        kept: dict[int, torch.UntypedStorage] = {}
+        weights = {own_part(weight).untyped_storage().data_ptr() for weight in engine.model.parameters()}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in weights:
-                sizes[storage.data_ptr()] = storage.nbytes()
+                kept[storage.data_ptr()] = storage
             return tensor
 
         engine.keep_activations(True)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             losses = [engine.loss(batch, seed=0) for batch in engine.batches([row])]
+        # Only now: weights that were put together for their layer alone are empty again.
+        size = sum(storage.nbytes() for storage in kept.values())
         del losses
         engine.keep_activations(not engine.checkpointing)
         config = engine.base.config
         layers = int(config.num_hidden_layers)
-        self._per_token: float = sum(sizes.values()) / len(row)
+        self._per_token: float = size / len(row)
         self._again = self._per_token / layers + layers * int(config.hidden_size) * engine.base.dtype.itemsize
         # On the way back gradients of a layer's widest activations stand beside what is kept.
         wide = 4 * int(getattr(config, "intermediate_size", 4 * config.hidden_size)) * engine.base.dtype.itemsize

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from howto.adapter import make_optimizer, trained_weights
-from howto.batches import Example, steps_of_epoch
+from howto.batches import Batch, Example, steps_of_epoch
 from howto.group import Group
 from howto.params.train import ProfileTrain, Train
 from howto.schedule import learning_rate_factor
@@ -166,16 +166,32 @@ class Trainer:
         total = torch.zeros((), device=self._engine.device)
         for weight in self._weights.values():
             weight.grad = torch.zeros_like(weight)  # also where a last, short step has no row for this process
-        for number, batch in enumerate(self._engine.batches(self._group.share(sorted(rows, key=len)))):
+        for number, (batch, counts) in enumerate(self._batches(rows)):
             seed = _seed(self._shared.seed, step, number * self._group.size + self._group.rank)
             loss = self._engine.loss(batch, seed=seed) / tokens
-            torch.autograd.backward(loss)
-            total += loss.detach()
+            torch.autograd.backward(loss if counts else loss * 0)
+            if counts:
+                total += loss.detach()
         self._group.add_up([total, *(weight.grad for weight in self._weights.values() if weight.grad is not None)])
         torch.nn.utils.clip_grad_norm_(self._weights.values(), self._shared.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return total, rows
+
+    def _batches(self, rows: list[Example]) -> Iterator[tuple[Batch, bool]]:
+        """Yield this process's batches of the rows, and whether they count.
+
+        A base that is shared out is put together by all at once: where another process has a batch more, this one goes
+        along with one that does not count.
+        """
+        own = self._group.share(sorted(rows, key=len))
+        for batch in self._engine.batches(own):
+            yield batch, True
+        if self._profile.fsdp:
+            size = self._profile.micro_batch_size
+            most = math.ceil(len(rows) / self._group.size)
+            for _ in range(math.ceil(most / size) - math.ceil(len(own) / size)):
+                yield next(self._engine.batches(rows[:1])), False
 
     def _note(self, loss: torch.Tensor, rows: list[Example]) -> None:
         """Put the loss of the next step of the curve down."""
@@ -215,8 +231,10 @@ class Trainer:
         """Mean loss in nats a response token over all examples, without dropout."""
         with torch.inference_mode():
             total = torch.zeros((), device=self._engine.device)
-            for batch in self._engine.batches(self._group.share(sorted(examples, key=len))):
-                total += self._engine.loss(batch)
+            for batch, counts in self._batches(examples):
+                loss = self._engine.loss(batch)
+                if counts:
+                    total += loss
             self._group.add_up([total])
             return total.item() / sum(len(example.completion) for example in examples)
 

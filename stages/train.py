@@ -64,24 +64,33 @@ def main() -> None:
     from howto.group import joined
     from howto.inputs import Inputs
     from howto.memory import check_memory, says_out_of_memory
+    from howto.sharding import gathered_bytes, shard_base
     from howto.training import Trainer
 
     with joined(profile.processes, device, PROCESSES) as group:
         device, is_first = group.device, group.rank == 0
         inputs = Inputs([TRAIN, VALIDATION, BASE], params, [Train, ProfileTrain, Machine, ProfileMachine])
         group.agree(inputs.parts(**versions(device)))
+        if profile.fsdp and shared.lora.init in CHANGES_THE_BASE:
+            raise Stop(f"params.yaml: profiles.*.train.fsdp does not go with train.lora.init: {shared.lora.init}")
         tokenizer = load_tokenizer(BASE)
         train_set, validation_set = read_examples(tokenizer, shared)
         key = inputs.key(but=f"{ProfileTrain.key}.processes", **versions(device))
         checkpoints = Checkpoints(CHECKPOINTS, key, writes=is_first, processes=group.size)
         torch.manual_seed(shared.seed)  # before the adapter is initialised
-        model = add_adapter(load_base(BASE, machine.precision, device), shared.lora, BASE)
+        model = add_adapter(
+            load_base(BASE, machine.precision, torch.device("cpu") if profile.fsdp else device), shared.lora, BASE
+        )
         initial = checkpoints.folder / "initial" if shared.lora.init in CHANGES_THE_BASE else None
         if initial and is_first:
             save_adapter(model, initial)
+        beside = 0
+        if profile.fsdp:
+            shard_base(model, group)
+            beside = gathered_bytes(model)
         with says_out_of_memory(profile):
             engine = Engine(model, train_set.examples, shared, profile, tokenizer.eos_token_id)
-            check_memory(engine, train_set.examples, profile, packing=shared.packing)
+            check_memory(engine, train_set.examples, profile, packing=shared.packing, beside=beside, here=group.here)
             trainer = Trainer(engine, train_set.examples, validation_set.examples, shared, profile, group=group)
             start = time.monotonic()
             curve = trainer.run(checkpoints, write_curve if is_first else None)

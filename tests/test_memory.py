@@ -30,7 +30,13 @@ EXAMPLES = [Example(str(n), list(range(3, 103)), list(range(3, 103 + n))) for n 
 
 def profile(size: int = 8, *, again: bool = False) -> ProfileTrain:
     return ProfileTrain(
-        epochs=1, learning_rate=1e-3, batch_size=8, micro_batch_size=size, gradient_checkpointing=again, processes=1
+        epochs=1,
+        learning_rate=1e-3,
+        batch_size=8,
+        micro_batch_size=size,
+        gradient_checkpointing=again,
+        processes=1,
+        fsdp=False,
     )
 
 

@@ -28,7 +28,13 @@ def test_thirty_steps_have_the_losses_of_a_peer(finished: Path, peer: str) -> No
     lora = params.lora.model_copy(update={"dropout": 0.0})
     shared = params.model_copy(update={"lora": lora, "warmup_ratio": 0.0, "weight_decay": 0.01})
     profile = ProfileTrain(
-        steps=STEPS, learning_rate=5e-3, batch_size=8, micro_batch_size=4, gradient_checkpointing=False, processes=1
+        steps=STEPS,
+        learning_rate=5e-3,
+        batch_size=8,
+        micro_batch_size=4,
+        gradient_checkpointing=False,
+        processes=1,
+        fsdp=False,
     )
     rows = read_rows(finished / "data/prepared/train.jsonl", Row)
     examples = encode(load_tokenizer(base), rows, 512, shorten=False).examples[:80]  # ten whole batches

@@ -65,6 +65,7 @@ class ProfileTrain(Section):
     micro_batch_size: int = Field(ge=1)
     gradient_checkpointing: bool
     processes: int = Field(ge=1)
+    fsdp: bool
 
     @model_validator(mode="after")
     def _goes_together(self) -> ProfileTrain:
@@ -72,4 +73,8 @@ class ProfileTrain(Section):
             raise ValueError("batch_size must be a multiple of micro_batch_size")
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("say either epochs or steps")
+        if self.fsdp and self.processes == 1:
+            raise ValueError(
+                "fsdp shares the base model among processes, and processes is 1; raise it, or set fsdp false"
+            )
         return self
