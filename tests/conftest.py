@@ -142,3 +142,22 @@ def known(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(known: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage. DVC finds every stage up to date."""
     return Path(shutil.copytree(known, tmp_path / "project", symlinks=True))
+
+
+@pytest.fixture(scope="session")
+def by_two(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a somewhat longer run, trained by two processes of one thread each. Not to be changed."""
+    folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("by_two") / "folder"))
+    path = folder / "params.yaml"
+    text = path.read_text(encoding="utf-8")
+    for old, new in {
+        "processes: 1 ": "processes: 2 ",
+        "epochs: 1 ": "epochs: 8 ",
+        "micro_batch_size: 8 ": "micro_batch_size: 2 ",
+    }.items():
+        assert text.count(old) == 1, f"params.yaml no longer has {old!r} once"
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
+    done = run_stage(folder, "stages.train")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return folder

@@ -10,22 +10,20 @@ import pytest
 
 from benchmarks.two_hosts import ADAPTER, STAGE, Host, both, can_be_made, ended, two_hosts, wait_for_a_checkpoint
 from howto.launch import FAILED
-from tests.conftest import ROOT, run_stage
-from tests.in_process import edit_params, of_one_thread
+from tests.conftest import ROOT
+from tests.in_process import edit_params
 
 pytestmark = pytest.mark.skipif(not can_be_made(), reason="it takes root on Linux, and network namespaces")
 
 
 @pytest.fixture
-def folders(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def folders(by_two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """The project on two hosts, not yet trained."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    one = of_one_thread(finished, tmp_path)
-    edit_params(one, "processes: 1   ", "processes: 2   ")
-    edit_params(one, "epochs: 1  ", "epochs: 8  ")
-    shutil.rmtree(one / "models/adapter")
-    (tmp_path / "elsewhere").mkdir()
-    return one, Path(shutil.copytree(one, tmp_path / "elsewhere/folder"))
+    one, two = (Path(shutil.copytree(by_two, tmp_path / name / "folder")) for name in ("one", "two"))
+    for folder in (one, two):
+        shutil.rmtree(folder / "models/adapter")
+    return one, two
 
 
 def run(hosts: tuple[Host, Host]) -> None:
@@ -35,12 +33,8 @@ def run(hosts: tuple[Host, Host]) -> None:
 
 
 def test_a_host_that_is_lost_ends_the_other_and_the_next_run_ends_with_the_bytes_of_one_host(
-    folders: tuple[Path, Path],
+    by_two: Path, folders: tuple[Path, Path]
 ) -> None:
-    done = run_stage(folders[0], "stages.train")
-    assert done.returncode == 0, done.stderr
-    wanted = (folders[0] / ADAPTER).read_bytes()
-    shutil.rmtree(folders[0] / "models/adapter")
     with two_hosts(folders) as hosts:
         processes = both(hosts, STAGE)
         wait_for_a_checkpoint(hosts[0])
@@ -52,7 +46,7 @@ def test_a_host_that_is_lost_ends_the_other_and_the_next_run_ends_with_the_bytes
         processes[1].wait()
         run(hosts)
     assert any("went on from step" in line for line in hosts[0].said())
-    assert (folders[0] / ADAPTER).read_bytes() == wanted
+    assert (folders[0] / ADAPTER).read_bytes() == (by_two / ADAPTER).read_bytes()
     assert not (folders[1] / ADAPTER).exists()  # only the first one writes
     assert not list(folders[0].glob("models/checkpoints/*"))
 
