@@ -4,7 +4,8 @@ python -m benchmarks.two_hosts
 
 Two network namespaces of Linux, joined by a cable (a veth pair), stand for two hosts. Each has its own clone of this
 repository and shares no file with the other. DVC runs the training of the committed run with `processes: 2` on the
-first one, and the stage is started by itself on the second one. Needs root.
+first one, and the stage is started by itself on the second one. The base model then answers the held-out rows on both.
+Needs root.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from howto.whole import write_json
 RESULT = Path(__file__).parent / "results" / "two_hosts.json"
 BEFORE = ("models/base", "data/prepared")
 ADAPTER = "models/adapter/adapter_model.safetensors"
+INFER = [sys.executable, "-m", "stages.infer", "--stage", "base"]
 STAGE = [sys.executable, "-m", "stages.train"]
 PORT = "29511"
 LONGEST = 900.0  # seconds that any of this may take
@@ -112,9 +114,11 @@ def _ip(*arguments: str) -> str:
     return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def both(hosts: tuple[Host, Host], first_command: list[str]) -> tuple[subprocess.Popen[str], subprocess.Popen[str]]:
-    """Start training on both."""
-    return hosts[0].start(first_command, hosts[0]), hosts[1].start(STAGE, hosts[0])
+def both(
+    hosts: tuple[Host, Host], first_command: list[str], second_command: list[str] = STAGE
+) -> tuple[subprocess.Popen[str], subprocess.Popen[str]]:
+    """Start a stage on both."""
+    return hosts[0].start(first_command, hosts[0]), hosts[1].start(second_command, hosts[0])
 
 
 def ended(processes: tuple[subprocess.Popen[str], ...], since: float) -> list[float]:
@@ -195,6 +199,22 @@ def lose(hosts: tuple[Host, Host], first_command: list[str], what: str) -> dict[
     }
 
 
+def infer(hosts: tuple[Host, Host]) -> dict[str, object]:
+    """Let the base model answer the held-out rows, by one process and then on both hosts."""
+    path = hosts[0].folder / "data/predictions/base.jsonl"
+    start = time.monotonic()
+    subprocess.run(INFER, cwd=hosts[0].folder, check=True, stdout=subprocess.DEVNULL)
+    alone = round(time.monotonic() - start, 1)
+    wanted = sha256_of(path)
+    path.unlink()
+    start = time.monotonic()
+    processes = both(hosts, INFER, INFER)
+    seconds = ended(processes, start)
+    if any(process.returncode for process in processes):
+        sys.exit("it failed:\n" + "\n".join(hosts[0].said() + hosts[1].said()))
+    return {"alone_seconds": alone, "seconds": max(seconds), "same_bytes_as_alone": sha256_of(path) == wanted}
+
+
 def main() -> None:
     """Run, lose, compare, and keep the figures."""
     if not can_be_made():
@@ -222,10 +242,12 @@ def main() -> None:
         "two_processes_on_one_host_seconds": on_one_host,
         "undisturbed": undisturbed,
         "losses": losses,
+        "inference": answered,
     }
     write_json(RESULT, result)
     runs = [undisturbed, *(loss["next_run"] for loss in losses)]
-    if not all(isinstance(run, dict) and run["same_bytes_as_on_one_host"] for run in runs):
+    same = [isinstance(run, dict) and run["same_bytes_as_on_one_host"] for run in runs]
+    if not all(same) or not answered["same_bytes_as_alone"]:
         sys.exit("not the same bytes")
 
 

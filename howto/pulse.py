@@ -21,13 +21,14 @@ from howto.stop import RANK
 
 BEAT = 5.0  # seconds between two signs of life
 SILENCE = 60.0  # seconds after which a process that gave none is given up
+START = 600.0  # seconds that it may take to the first one
 
 
 @contextmanager
 def pulse(rank: int, size: int) -> Iterator[None]:
     """While the block runs, end this process if another one of the group has been silent for long."""
     ended = threading.Event()
-    heard = [time.monotonic()]
+    heard = [time.monotonic() + START - SILENCE]
     # One thread may be stuck in a call that nobody answers, so another one looks at the time.
     for work in (_beat, _watch):
         threading.Thread(target=work, args=(ended, heard, rank, size), daemon=True).start()

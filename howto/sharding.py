@@ -47,8 +47,9 @@ def shard_base(model: PeftModel, group: Group) -> None:
     for module in [*layers, decoder]:  # what is in no layer is taken apart last
         fully_shard(module, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
     with torch.no_grad():
-        for weight in whole:
-            weight.data = weight.data.to(group.device)
+        for weight in model.parameters():
+            if not isinstance(weight, DTensor):
+                weight.data = weight.data.to(group.device)
         for buffer in model.buffers():
             buffer.data = buffer.data.to(group.device)
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from howto.rows import Prediction, Row, read_rows, write_rows
@@ -45,9 +46,9 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", *STAGE],
+        [sys.executable, "-m", *STAGE, *more],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
@@ -57,7 +58,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 def answers(folder: Path) -> int:
     """How many answers are in the journals of `folder`."""
-    return sum(path.read_bytes().count(b"\n") for path in folder.glob("models/checkpoints/*/answers.jsonl"))
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob("models/checkpoints/*/answers*.jsonl"))
 
 
 def wait_for_answers(folder: Path, process: subprocess.Popen[str], count: int) -> None:
@@ -124,3 +125,30 @@ def test_params_that_are_edited_while_it_runs_are_an_error_at_its_end_and_no_ans
         "error: params.yaml (infer.max_new_tokens): changed while the stage ran; nothing was kept, run it again\n"
     )
     assert not (folder / PREDICTIONS).exists() and not list(folder.rglob("*.part"))
+
+
+def test_a_run_of_three_processes_that_is_killed_ends_with_two_and_with_the_bytes_of_one(
+    whole: Path, folder: Path
+) -> None:
+    with start(folder, "--processes", "3") as first:
+        wait_for_answers(folder, first, 60)
+        others = psutil.Process(first.pid).children(recursive=True)
+        first.kill()
+    assert len(others) >= 3
+    _, alive = psutil.wait_procs(others, timeout=30)
+    assert alive == []
+    assert len(list(folder.glob("models/checkpoints/*/answers*.jsonl"))) == 3
+    there = answers(folder)
+    assert there < len(read_rows(whole / PREDICTIONS, Prediction)) and not (folder / PREDICTIONS).exists()
+    # An answer that no model gave shows that the third process's are taken up too.
+    (path,) = folder.glob("models/checkpoints/*/answers-2.jsonl")
+    marked = Prediction.model_validate_json(path.read_bytes().splitlines()[0])
+    path.write_bytes(marked.model_copy(update={"text": "from the journal"}).model_dump_json().encode() + b"\n")
+    done = run_stage(folder, *STAGE, "--processes", "2")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    wanted = [
+        one.model_copy(update={"text": "from the journal"}) if one.id == marked.id else one
+        for one in read_rows(whole / PREDICTIONS, Prediction)
+    ]
+    assert read_rows(folder / PREDICTIONS, Prediction) == wanted
+    assert not list((folder / "models/checkpoints").glob("*"))

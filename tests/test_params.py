@@ -82,6 +82,11 @@ MISTAKES = {
         "micro_batch_size: 5",
         "batch_size must be a multiple of micro_batch_size",
     ),
+    "a base shared out to one process": (
+        "fsdp: false ",
+        "fsdp: true ",
+        "profiles.embedded.train: fsdp shares the base model among processes, and processes is 1",
+    ),
     "a hash that is none": ("weights_sha256: 6e60", "weights_sha256: 6e6", "profiles.tinyllama.model.weights_sha256"),
     "a key twice": ("  seed: 42", "  max_length: 1\n  seed: 42", 'found duplicate key "max_length"'),
     "not YAML": ("\ntrain:", "\n  - train:", "params.yaml:"),
