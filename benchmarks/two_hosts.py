@@ -237,6 +237,7 @@ def main() -> None:
                 losses.append(lose(hosts, command, what))
                 losses[-1]["next_run"] = train_to_the_end(hosts, command, wanted)
                 print(json.dumps(losses[-1]), flush=True)
+            answered = infer(hosts)
     result: dict[str, object] = {
         **head("two_hosts"),
         "two_processes_on_one_host_seconds": on_one_host,
