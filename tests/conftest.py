@@ -151,6 +151,7 @@ def by_two(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "params.yaml"
     text = path.read_text(encoding="utf-8")
     for old, new in {
+        "threads: 2 ": "threads: 1 ",
         "processes: 1 ": "processes: 2 ",
         "epochs: 1 ": "epochs: 8 ",
         "micro_batch_size: 8 ": "micro_batch_size: 2 ",
