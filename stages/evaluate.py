@@ -7,12 +7,14 @@ writes:  metrics/metrics.json, metrics/report.html, metrics/{rouge,slices,differ
          log/hasil.jsonl (both models side by side, row by row)
 
 `--show N` runs nothing: it prints the comparison that was made, and N of its answers side by side.
+`--against REV` says whether the fine-tuned model is better than that of a git revision or DVC experiment.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,18 @@ def main() -> None:
     """Run the stage, or print what it made."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--show", metavar="N", type=int, help="print the comparison and N answers side by side")
+    parser.add_argument(
+        "--against", metavar="REV", help="compare with a git revision or DVC experiment (--show: N rows)"
+    )
+    parser.add_argument("--of", metavar="REV", help="what is compared (else: this version, as it lies in the folder)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="where the comparison goes, as JSON")
     arguments = parser.parse_args()
+    if arguments.against is None and (arguments.of is not None or arguments.json):
+        parser.error("--of and --json go with --against")
+    if arguments.against is not None:
+        # Imported by name: how versions are compared changes nothing that the stage makes.
+        importlib.import_module("howto.against").print_against(read_params(), arguments)
+        return
     if arguments.show is not None:
         from howto.comparison import print_comparison
 
