@@ -1,11 +1,11 @@
 # `make run`: set up, run the whole pipeline, print the comparison.   `make test`: lint, types, tests.
-# `make export`: the fine-tuned model as a folder of its own.
+# `make export`: the fine-tuned model as a folder of its own.   `make verify`: the committed run, made again in a clone.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test export clean
+.PHONY: run test verify export clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -13,6 +13,10 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	@. $(BIN)/activate && ruff check . && ruff format --check . && mypy && pytest -n 2 --dist loadfile
+
+# HEAD's run from nothing, compared byte for byte; with HERE=1 in this environment and not in a fresh one.
+verify: $(VENV)/.installed
+	@. $(BIN)/activate && python -m howto.verify $(if $(HERE),--here)
 
 # The fine-tuned model by itself, as a Hugging Face folder: models/exported, or OUTPUT=...
 export: $(VENV)/.installed

@@ -106,7 +106,7 @@ def print_against(params: Params, arguments: argparse.Namespace) -> None:
 
     of = working_tree() if arguments.of is None else revision(arguments.of)
     found = compare(revision(arguments.against), of, params.section(Evaluate))
-    print_comparison(found, verdict(found), arguments.show or 0)
+    print_comparison(found, [verdict(found), sensitivity(found)], arguments.show or 0)
     if arguments.json:
         write_json(arguments.json, {"verdict": verdict(found), **asdict(found)})
 
@@ -251,18 +251,18 @@ def verdict(found: Comparison) -> str:
     if not found.other_answers:
         return f"No difference: {names} give the same answers to all {found.rows} rows."
     low, high = found.interval
-    numbers = (
-        f"{found.rouge['rougeL']:+.4f} ROUGE-L, {found.confidence:.0%} interval [{low:+.4f}, {high:+.4f}], "
-        f"p = {found.p_value:.4g}, {found.rows} rows"
-    )
+    numbers = f"{found.rouge['rougeL']:+.4f} ROUGE-L, {found.confidence:.0%} interval [{low:+.4f}, {high:+.4f}]"
     if not low <= 0 <= high and found.p_value <= 1 - found.confidence:
         which = "better" if low > 0 else "worse"
-        said = f"{capital(found.of.name)} is {which} than {found.against.name}: {numbers}."
-    else:
-        said = f"No difference that {found.rows} rows can show between {names}: {numbers}."
+        return f"{capital(found.of.name)} is {which} than {found.against.name}: {numbers}, on {found.rows} rows."
+    return f"No difference that {found.rows} rows can show between {names}: {numbers}."
+
+
+def sensitivity(found: Comparison) -> str:
+    """What the rows could have shown; nothing where their differences are all the same."""
     if not found.half_width:
-        return said
+        return ""
     return (
-        f"{said} Of such rows, a difference of about {found.half_width:.3f} shows every second time, one of "
+        f"{found.rows} such rows show a difference of about {found.half_width:.3f} every second time, and one of "
         f"{found.shows_often:.3f} four times in five."
     )

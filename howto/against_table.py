@@ -19,11 +19,12 @@ MADE_OF = {
 }
 MOST_PARAMS, MOST_FILES = 15, 6  # that are listed
 NARROW = ("ended by\nitself", "numbered\n1 to n", "validation\nloss")
+SEEDS = "Intervals are over rows: another seed of training would move both numbers too."
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False}
 
 
-def print_comparison(found: Comparison, verdict: str, shown: int) -> None:
-    """Print the scores, what differs, `shown` rows of the greatest gains and as many losses, and the verdict."""
+def print_comparison(found: Comparison, said: list[str], shown: int) -> None:
+    """Print the scores, what differs, `shown` rows of the greatest gains and of losses, and what is `said` of it."""
     console = Console(width=None if Console().is_terminal else 110)
     console.print(_scores(found))
     console.print(
@@ -41,10 +42,9 @@ def print_comparison(found: Comparison, verdict: str, shown: int) -> None:
         for pair in pairs:
             console.print(_side_by_side(found, pair))
     console.print()
-    console.print(verdict, style="bold", **PLAIN)
-    console.print(
-        "Intervals are over rows: another seed of training would move both numbers too.", style="dim", **PLAIN
-    )
+    console.print(said[0], style="bold", **PLAIN)
+    for line in (*filter(None, said[1:]), SEEDS):
+        console.print(line, style="dim", **PLAIN)
 
 
 def _scores(found: Comparison) -> Table:

@@ -1,0 +1,205 @@
+"""Make the committed run again, from nothing, in a fresh clone, and say output by output whether it is the same.
+
+python -m howto.verify             in a fresh environment too, as `make run` sets it up
+python -m howto.verify --here      in this environment
+python -m howto.verify --record    write down this machine, as the one that made the run in dvc.lock
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from howto.reproduction import Found, Lock, hashes, md5, read_lock, run_id, stages_of
+from howto.stop import Stop, stops_cleanly
+from howto.whole import write_json
+
+LOCK, MACHINE, METRICS = Path("dvc.lock"), Path("metrics/machine.json"), Path("metrics/metrics.json")
+CODE = Path(__file__).resolve().parent.parent
+# What the environment says of this folder, and would say of the clone.
+OF_THIS_FOLDER = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+OF_THIS_PYTHON = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}
+
+
+@stops_cleanly
+def main() -> None:
+    """Verify HEAD, or record this machine."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--here", action="store_true", help="in this environment, in place of a fresh one")
+    parser.add_argument("--record", action="store_true", help=f"write {MACHINE} for the run in {LOCK}; runs nothing")
+    arguments = parser.parse_args()
+    if arguments.record and arguments.here:
+        parser.error("--record stands alone")
+    if arguments.record:
+        record()
+    else:
+        from howto.verdict import print_verdict
+
+        _end_with_the_terminal()
+        sys.exit(print_verdict(make_again(Path.cwd(), here=arguments.here)))
+
+
+def record() -> None:
+    """Write down what this machine has.
+
+    Raises:
+        Stop: there is no run that it could have made.
+    """
+    from howto.machine_facts import machine_facts
+    from howto.params.file import read_params
+
+    try:
+        lock = read_lock(LOCK.read_text(encoding="utf-8"), str(LOCK))
+    except FileNotFoundError:
+        raise Stop(f"{LOCK}: not there; make it with `make run`") from None
+    write_json(MACHINE, {"run": run_id(lock), "facts": machine_facts(read_params())})
+    print(f"{MACHINE}: this machine, as the one that made the run in {LOCK}; commit both")
+
+
+def make_again(root: Path, *, here: bool) -> Found:
+    """Run what HEAD holds in a clone of it, and see what came of it.
+
+    Raises:
+        Stop: HEAD holds no run.
+    """
+    commit = git(root, "rev-parse", "HEAD").strip()
+    committed = read_lock(_at_head(root, LOCK, "commit it, as `make run` wrote it"), f"{LOCK} at HEAD")
+    if changed := git(root, "status", "--porcelain").splitlines():
+        print(f"verify: uncommitted changes are not verified, but HEAD: {', '.join(line[3:] for line in changed)}")
+    with cloned(root, commit) as clone:
+        command = [sys.executable, "-m", "dvc", "repro"] if here else ["make", "run"]
+        said = "dvc repro" if here else "make run"
+        print(f"verify: commit {commit[:7]}, cloned into {clone}; `{said}` there, from nothing", flush=True)
+        for out in (out for stage in committed.values() for out in hashes(stage, "outs")):
+            (clone / out).unlink(missing_ok=True)  # git has some of them
+        status = run(command, clone, here=here)
+        python = sys.executable if here else str(clone / ".venv/bin/python")
+        return found(clone, committed, f"`{said}`", status, _facts(python, clone))
+
+
+@contextmanager
+def cloned(root: Path, commit: str) -> Iterator[Path]:
+    """A clone at `commit` that has nothing but what git has, and is gone afterwards, whatever happens."""
+    clone = Path(tempfile.mkdtemp(prefix="verify-")).resolve()
+    try:
+        git(root, "clone", "--quiet", "--no-checkout", str(root), str(clone))
+        git(clone, "checkout", "--quiet", "--detach", commit)
+        # What other folders share, by this user's settings, would be taken for made here.
+        own = f"[core]\n    site_cache_dir = {clone}/.dvc/tmp/site\n[cache]\n    dir = {clone}/.dvc/cache\n"
+        (clone / ".dvc").mkdir(exist_ok=True)
+        (clone / ".dvc/config.local").write_text(own, encoding="utf-8")
+        yield clone
+    finally:
+        # By a process of its own: this one has seconds to live after a signal, and an environment has many files.
+        subprocess.Popen(["rm", "-rf", str(clone)], start_new_session=True).wait()
+
+
+def run(command: list[str], clone: Path, *, here: bool) -> int:
+    """Run a command in the clone, in sight, and give its exit status. It ends when this process is told to."""
+    left_out = OF_THIS_FOLDER | (set() if here else OF_THIS_PYTHON)
+    environment = {key: value for key, value in os.environ.items() if key not in left_out}
+    if here:
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    # In a session of its own all that it starts can be ended at once.
+    process = subprocess.Popen(command, cwd=clone, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        return process.wait()
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def found(clone: Path, committed: Lock, said: str, status: int, facts: dict[str, str]) -> Found:
+    """What the run in the clone made, beside what was committed."""
+    stages = stages_of(clone, committed)
+    in_git = set(git(clone, "ls-files").splitlines())
+    known = {path: digest for stage in committed.values() for path, digest in hashes(stage, "outs").items()}
+    differ = {output.path for stage in stages for output in stage.outputs if not output.same}
+    expected = differ | ({str(LOCK)} if differ or any(stage.otherwise for stage in stages) else set())
+    changed = [line[3:] for line in git(clone, "status", "--porcelain").splitlines()]
+    recorded = _json(_at_head(clone, MACHINE)) if str(MACHINE) in in_git else {}
+    before = _json(_at_head(clone, METRICS)) if str(METRICS) in in_git else {}
+    now = _json((clone / METRICS).read_text(encoding="utf-8")) if (clone / METRICS).exists() else {}
+    return Found(
+        command=said,
+        status=status,
+        stages=stages,
+        unlike_lock=sorted(
+            path for path in in_git & known.keys() if md5(git(clone, "show", f"HEAD:{path}")) != known[path]
+        ),
+        left=[path for path in changed if path not in expected],
+        recorded=recorded.get("facts"),
+        recorded_for_this_run=recorded.get("run") == run_id(committed),
+        facts=facts,
+        rouge_l={
+            model: (before[model]["rougeL"], now[model]["rougeL"])
+            for model in ("base", "adapter")
+            if model in before and model in now
+        },
+    )
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git says.
+
+    Raises:
+        Stop: it fails.
+    """
+    environment = {key: value for key, value in os.environ.items() if key not in OF_THIS_FOLDER}
+    done = subprocess.run(
+        ["git", *arguments], check=False, cwd=folder, env=environment, capture_output=True, encoding="utf-8"
+    )
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise Stop(f"git {arguments[0]}: {said}; verifying wants a git repository with a commit")
+    return done.stdout
+
+
+def _at_head(folder: Path, path: Path, otherwise: str = "") -> str:
+    if not git(folder, "ls-tree", "HEAD", str(path)):
+        raise Stop(f"{path}: not in HEAD; {otherwise}")
+    return git(folder, "show", f"HEAD:{path}")
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    return value if isinstance(value, dict) else {}
+
+
+def _facts(python: str, clone: Path) -> dict[str, str]:
+    """The facts of this machine, with the environment that the clone ran in; none if there is no such environment."""
+    if not shutil.which(python):
+        return {}
+    done = subprocess.run(
+        [python, "-P", "-m", "howto.machine_facts"],
+        check=False,
+        cwd=clone,
+        env={**os.environ, "PYTHONPATH": str(CODE)},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    return _json(done.stdout)
+
+
+def _end_with_the_terminal() -> None:
+    """When its terminal is closed, end as after SIGTERM: what was started would go on unseen."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+
+
+if __name__ == "__main__":
+    main()
