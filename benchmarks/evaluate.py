@@ -76,7 +76,7 @@ def make_files(folder: Path, real: list[dict[str, str]], count: int) -> tuple[li
     """What the stage reads; the test rows, and the adapter's answers to them."""
     shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
     (folder / "metrics").mkdir()
-    for name in ("train_loss.csv", "validation_loss.csv"):
+    for name in ("train.json", "train_loss.csv", "validation_loss.csv"):
         shutil.copyfile(ROOT / "metrics" / name, folder / "metrics" / name)
     random = Random(0)
     words = sorted({word for row in real for word in row["response"].split(" ") if word.isascii()})

@@ -1,10 +1,11 @@
 """Score what base and adapter wrote for the held-out rows, and say what the fine-tuning bought.
 
 reads:   data/prepared/test.jsonl, data/prepared/train.jsonl (for the floors), data/predictions/{base,adapter}.jsonl,
-         metrics/train_loss.csv, metrics/validation_loss.csv (for the report)
-params:  evaluate
-writes:  metrics/metrics.json, metrics/report.html, metrics/{rouge,slices,differences,lengths_and_scores}.csv (plots),
-         log/hasil.jsonl (both models side by side, row by row)
+         metrics/train_loss.csv, metrics/validation_loss.csv (for the report), metrics/train.json (for the summary)
+params:  evaluate; and what the report names: profile, profiles.<profile>.model.source, profiles.<profile>.data.source
+writes:  metrics/summary.json (what runs are compared by), metrics/metrics.json (all of it), metrics/report.html,
+         metrics/{rouge,slices,differences,lengths_and_scores}.csv (plots), log/hasil.jsonl (both models side by side,
+         row by row)
 
 `--show N` runs nothing: it prints the comparison that was made, and N of its answers side by side.
 `--against REV` says whether the fine-tuned model is better than that of a git revision or DVC experiment.
@@ -37,6 +38,7 @@ from howto.scoring import Scores, Texts, score
 from howto.slices import groups, slice_table
 from howto.steps import is_numbered
 from howto.stop import Stop, stops_cleanly
+from howto.summary import summarise
 from howto.whole import whole_file, write_json
 
 TEST, TRAIN = Path("data/prepared/test.jsonl"), Path("data/prepared/train.jsonl")
@@ -108,6 +110,7 @@ def compare(params: Params, evaluate: Evaluate) -> None:
     metrics = measure(rows, predictions, scores, evaluate)
     if evaluate.embedding_model:
         add_similarity(metrics, rows, predictions, evaluate.embedding_model)
+    brief = summarise(metrics, METRICS / "train.json")
     means = row_means(scores)
     results = side_by_side(rows, predictions, means)
     procedural = np.array([result.procedural for result in results])
@@ -117,6 +120,7 @@ def compare(params: Params, evaluate: Evaluate) -> None:
     write_plots(scores, slices, means)
     write_report(METRICS / "report.html", report(params, said, metrics, slices, results))
     write_json(METRICS / "metrics.json", metrics)
+    write_json(METRICS / "summary.json", brief)
     print(f"evaluate: {said} -> {METRICS / 'report.html'}")
 
 
