@@ -68,8 +68,8 @@ def _files(name: str) -> list[str]:
 
 
 def leaves(value: Any, key: str) -> set[str]:
-    """Dotted keys of the leaves of a params tree."""
-    if not isinstance(value, dict):
+    """Dotted keys of the leaves of a params tree; a mapping with nothing in it is one."""
+    if not isinstance(value, dict) or not value:
         return {key}
     return {leaf for name, part in value.items() for leaf in leaves(part, f"{key}.{name}" if key else name)}
 
