@@ -8,11 +8,14 @@ has the real stages, whose outputs may come out the same.
 from __future__ import annotations
 
 import ast
+import copy
+import importlib
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -217,48 +220,37 @@ def test_each_knob_makes_just_the_stages_of_its_line_run(pipeline: Pipeline, pro
     base = {**PARAMS, "profile": profile}
     pipeline.set_params(base)
     pipeline.reproduce()
-    keys = {
-        param.replace("${profile}", profile)
-        for stage in STAGES.values()
-        for param in stage["params"]
-        if param != "profile"
-    }
-    knobs = [
-        leaf for leaf in leaves(PARAMS, "") if leaf.startswith(f"profiles.{profile}.") or not leaf.startswith("profile")
-    ]
-    groups: dict[str, list[str]] = {}
-    for knob in sorted(knobs):
-        groups.setdefault(max((key for key in keys if covers(key, knob)), key=len, default=knob), []).append(knob)
-    if profile != ACTIVE:  # what all profiles share has been tried with the active one
-        groups = {key: some for key, some in groups.items() if key.startswith("profiles.")}
-    for number in range(max(map(len, groups.values()))):
-        # A key within another (model.source in model) has its own turn, or both would be changed by one knob.
-        for nested in (False, True):
-            chosen = {
-                some[number]
-                for key, some in groups.items()
-                if number < len(some) and nested == any(other != key and covers(other, key) for other in keys)
-            }
-            if chosen:
-                values = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8")) | {
-                    "profile": profile
-                }
-                for knob in chosen:
-                    change_leaf(values, knob)
-                pipeline.set_params(values)
-                found = pipeline.status()
-                for knob in chosen:
-                    ran = {stage for stage, changed in found.items() if any(covers(key, knob) for key in changed)}
-                    assert ran == line_of(of_profile(knob)).direct, f"{knob}: {sorted(ran)}"
-                strays = {
-                    key
-                    for changed in found.values()
-                    for key in changed
-                    if not any(covers(key, knob) for knob in chosen)
-                }
-                assert not strays
+    for knobs in turns(profile):
+        values = copy.deepcopy(base)
+        for knob in knobs:
+            change_leaf(values, knob)
+        pipeline.set_params(values)
+        found = pipeline.status()
+        for knob in knobs:
+            ran = {stage for stage, changed in found.items() if any(covers(key, knob) for key in changed)}
+            assert ran == line_of(of_profile(knob)).direct, f"{knob}: {sorted(ran)}"
+        keys: set[str] = set().union(*found.values())
+        assert all(any(covers(key, knob) for knob in knobs) for key in keys), f"{knobs} changed {sorted(keys)}"
     pipeline.set_params(base)
     assert pipeline.status() == {}
+
+
+def turns(profile: str) -> list[list[str]]:
+    """The knobs of a profile, and with the active one those that all share, in lists of which each can be told apart.
+
+    A key within another (model.source in model) has a turn of its own, or one knob would change both.
+    """
+    keys = {param.replace("${profile}", profile) for stage in STAGES.values() for param in stage["params"]}
+    groups: dict[tuple[bool, str], list[str]] = {}
+    for knob in sorted(leaves(PARAMS, "")):
+        if knob.startswith(f"profiles.{profile}.") or (profile == ACTIVE and not knob.startswith("profile")):
+            of_knob = sorted((key for key in keys if covers(key, knob)), key=len) or [knob]
+            groups.setdefault((len(of_knob) > 1, of_knob[-1]), []).append(knob)
+    found: list[list[str]] = []
+    for nested in (False, True):
+        some = [knobs for (is_nested, _), knobs in groups.items() if is_nested == nested]
+        found += [[knob for knob in turn if knob] for turn in zip_longest(*some)]
+    return found
 
 
 def covers(key: str, leaf: str) -> bool:
@@ -273,13 +265,9 @@ def test_each_file_makes_just_the_stages_of_its_line_run(pipeline: Pipeline) -> 
         pipeline.change(name)
     found = pipeline.status()
     for name in files():
-        ran = {stage for stage, changed in found.items() if any(covers_file(key, name) for key in changed)}
+        ran = {stage for stage, changed in found.items() if any(Path(name).is_relative_to(dep) for dep in changed)}
         assert ran == line_of(name).direct, f"{name}: {sorted(ran)}"
     pipeline.reproduce()
-
-
-def covers_file(dep: str, name: str) -> bool:
-    return Path(name).is_relative_to(dep)
 
 
 @pytest.mark.parametrize("number", range(len(TABLE)))
@@ -354,8 +342,6 @@ def written_key(node: ast.JoinedStr) -> str:
 
 
 def section_key(module: str | None, kind: str) -> str:
-    import importlib
-
     key: str = getattr(importlib.import_module(str(module)), kind).key
     return key.replace("*", "${profile}")
 
