@@ -1,11 +1,12 @@
 # `make run`: set up, run the whole pipeline, print the comparison.   `make test`: lint, types, tests.
 # `make export`: the fine-tuned model as a folder of its own.   `make verify`: the committed run, made again in a clone.
+# `make export`: the fine-tuned model as a folder of its own.   `make experiments`: what was tried, the best first.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test verify export clean
+.PHONY: run test verify export experiments clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -21,6 +22,11 @@ verify: $(VENV)/.installed
 # The fine-tuned model by itself, as a Hugging Face folder: models/exported, or OUTPUT=...
 export: $(VENV)/.installed
 	@. $(BIN)/activate && python -m howto.export $(if $(OUTPUT),--output $(OUTPUT))
+
+# Columns that tell experiments apart, and scores whether they do or not; the lowest validation loss comes first.
+experiments: $(VENV)/.installed
+	@. $(BIN)/activate && dvc exp show --only-changed --sort-by val_loss --keep 'val_loss|rougeL|low|high' \
+		--drop 'Created|State|Executor|gain|trainable_parameters|data/|metrics/|models/'
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

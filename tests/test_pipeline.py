@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.test_reruns import line_of
 
 
 def run(folder: Path, *command: str) -> str:
@@ -30,6 +31,12 @@ def run(folder: Path, *command: str) -> str:
 
 def stages_run(output: str) -> list[str]:
     return re.findall(r"Running stage '([^']+)'", output)
+
+
+def back(clone: Path) -> None:
+    """Take back what was changed since the commit."""
+    run(clone, "git", "checkout", "-q", ".")
+    run(clone, "dvc", "checkout", "-q")
 
 
 @pytest.fixture(scope="module")
@@ -79,22 +86,61 @@ def test_another_rank_reruns_training_and_what_follows_and_shows_in_the_metrics(
     difference = json.loads(run(clone, "dvc", "params", "diff", "--json"))
     assert difference["params.yaml"]["train.lora.r"] == {"old": 8, "new": 16, "diff": 8}
     changed = json.loads(run(clone, "dvc", "metrics", "diff", "--json"))
-    assert changed["metrics/train.json"]["trainable_parameters"]["diff"] > 0
-    run(clone, "git", "checkout", "-q", ".")
-    run(clone, "dvc", "checkout", "-q")
+    assert list(changed) == ["metrics/summary.json"] and len(changed["metrics/summary.json"]) <= 6
+    assert changed["metrics/summary.json"]["trainable_parameters"] == {"old": 5120, "new": 10240, "diff": 5120}
+    back(clone)
     # back at the first rank everything is as it was, and the run-cache knows it
     assert stages_run(run(clone, "dvc", "repro")) == []
 
 
+def test_what_is_changed_for_nothing_is_where_the_running_ends(clone: Path) -> None:
+    assert stages_run(run(clone, "dvc", "exp", "run", "-S", "prepare.reject.max_characters=100000")) == ["prepare"]
+    back(clone)
+
+
+# One file of each kind of line in the table of docs/experiments.md, those left out whose stages are in others.
+FILES = (
+    "howto/export.py",
+    "howto/rouge.py",
+    "howto/loss.py",
+    "howto/decoding.py",
+    "howto/prompt.py",
+    "howto/cleaning.py",
+    "howto/steps.py",
+    "howto/shards.py",
+    "howto/embedded/muon.py",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_comment_in_a_file_runs_the_stages_of_its_line_in_the_docs_and_none_after_them(
+    clone: Path, name: str
+) -> None:
+    """The stages make the same bytes again, and DVC sees it."""
+    with (clone / name).open("a", encoding="utf-8") as file:
+        file.write("# A remark.\n")
+    assert sorted(stages_run(run(clone, "dvc", "repro"))) == sorted(line_of(name).direct)
+    assert set(run(clone, "git", "status", "--short").split()) <= {"M", name, "dvc.lock"}
+    back(clone)
+
+
+def test_outputs_that_were_damaged_or_removed_are_brought_back_and_nothing_runs(clone: Path) -> None:
+    (clone / "data/predictions/base.jsonl").unlink()
+    shutil.rmtree(clone / "models/adapter")
+    (clone / "metrics/metrics.json").write_text("{}", encoding="utf-8")
+    assert stages_run(run(clone, "dvc", "repro")) == []
+    assert run(clone, "git", "status", "--short") == ""
+    assert (clone / "models/adapter/adapter_model.safetensors").is_file()
+    assert (clone / "data/predictions/base.jsonl").is_file()
+
+
 def test_another_way_to_score_reruns_evaluate_alone(clone: Path) -> None:
     assert stages_run(run(clone, "dvc", "exp", "run", "-S", "evaluate.use_stemmer=false")) == ["evaluate"]
-    run(clone, "git", "checkout", "-q", ".")
-    run(clone, "dvc", "checkout", "-q")
+    back(clone)
 
 
 def test_a_learning_rate_as_dvc_writes_it_is_understood(clone: Path) -> None:
     output = run(clone, "dvc", "exp", "run", "-S", "profiles.embedded.train.learning_rate=1e-5")
     assert sorted(stages_run(output)) == ["evaluate", "infer@adapter", "train"]
     assert "1e-05" in (clone / "params.yaml").read_text(encoding="utf-8")
-    run(clone, "git", "checkout", "-q", ".")
-    run(clone, "dvc", "checkout", "-q")
+    back(clone)

@@ -1,0 +1,1 @@
+"""How the rank of the adapter and the learning rate go together."""

@@ -1,0 +1,145 @@
+"""Experiments on another machine: two clones that share a Git remote and a DVC remote, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT
+from tests.test_pipeline import run, stages_run
+
+OUTPUTS = ("models/base", "models/adapter", "data", "metrics", "log")
+
+
+@pytest.fixture(scope="module")
+def laptop(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Path:
+    """The project with a finished run, committed and pushed: origin.git and store lie beside it."""
+    folder = tmp_path_factory.mktemp("machines") / "laptop"
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        check=True, cwd=ROOT, capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in names:
+        if name != "dvc.lock" and not name.startswith("metrics/") and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    for name in OUTPUTS:
+        shutil.copytree(finished / name, folder / name)
+    shutil.copyfile(finished / "params.yaml", folder / "params.yaml")
+    run(folder.parent, "git", "init", "-q", "--bare", "-b", "main", "origin.git")
+    run(folder, "git", "init", "-q", "-b", "main")
+    run(folder, "git", "remote", "add", "origin", "../origin.git")
+    run(folder, "dvc", "remote", "add", "-q", "-d", "store", "../../store")  # as seen from .dvc/config
+    run(folder, "dvc", "commit", "-q", "--force")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-qm", "run")
+    run(folder, "git", "push", "-q", "-u", "origin", "main")
+    run(folder, "dvc", "push", "-q")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def worker(laptop: Path) -> Path:
+    """A clone on the other machine, with what it needs pulled."""
+    folder = laptop.parent / "worker"
+    run(laptop.parent, "git", "clone", "-q", "origin.git", "worker")
+    run(folder, "dvc", "pull", "-q")
+    assert stages_run(run(folder, "dvc", "repro")) == []
+    assert run(folder, "git", "status", "--short") == ""
+    return folder
+
+
+def queue(folder: Path) -> dict[str, str]:
+    """Name to status of what is in the queue."""
+    lines = run(folder, "dvc", "queue", "status").splitlines()
+    return {
+        line.split()[1]: line.split()[-1] for line in lines[1:] if len(line.split()) > 3 and ":" not in line.split()[0]
+    }
+
+
+def ours(folder: Path) -> list[psutil.Process]:
+    """The processes of DVC's queue in this clone: its worker, and what that started."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(folder):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def wait_until(folder: Path, name: str, *wanted: str) -> None:
+    """Wait until the experiment `name` has one of the statuses `wanted`."""
+    until = time.monotonic() + 300
+    while (now := queue(folder).get(name)) not in wanted:
+        assert time.monotonic() < until, f"{name} is still {now}"
+
+
+def shown(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name to data of the experiments that `dvc exp show` knows."""
+    states = json.loads(run(folder, "dvc", "exp", "show", "--json", "--force"))
+    return {
+        exp["name"]: exp["revs"][-1]["data"] for state in states for exp in state["experiments"] or [] if exp["revs"]
+    }
+
+
+def test_an_experiment_of_the_worker_is_shown_applied_and_not_run_again_on_the_laptop(
+    laptop: Path, worker: Path
+) -> None:
+    run(worker, "dvc", "exp", "run", "--queue", "--name", "rank-2", "-S", "train.lora.r=2")
+    # what is queued is what stood there then: neither an edit nor a checkout disturbs it
+    (worker / "params.yaml").write_text("nothing", encoding="utf-8")
+    run(worker, "dvc", "queue", "start")
+    wait_until(worker, "rank-2", "Success", "Failed")
+    run(worker, "git", "checkout", "-q", "params.yaml")
+    log = run(worker, "dvc", "queue", "logs", "rank-2")
+    assert sorted(stages_run(log)) == ["evaluate", "infer@adapter", "train"]
+    run(worker, "dvc", "exp", "push", "origin", "rank-2")
+
+    run(laptop, "dvc", "exp", "pull", "origin", "rank-2")
+    there, here = shown(worker)["rank-2"], shown(laptop)["rank-2"]
+    assert here["params"] == there["params"] and here["metrics"] == there["metrics"]
+    assert here["params"]["params.yaml"]["data"]["train"]["lora"]["r"] == 2
+    assert here["metrics"]["metrics/summary.json"]["data"]["trainable_parameters"] == 1280
+
+    run(laptop, "dvc", "exp", "apply", "rank-2")
+    assert json.loads((laptop / "models/adapter/adapter_config.json").read_text(encoding="utf-8"))["r"] == 2
+    assert stages_run(run(laptop, "dvc", "repro")) == []
+    run(laptop, "git", "checkout", "-q", ".")
+    run(laptop, "dvc", "checkout", "-q")
+
+
+def test_a_worker_that_died_goes_on_with_the_queue_and_what_it_died_on_is_queued_again(worker: Path) -> None:
+    for rank in (4, 16):
+        run(worker, "dvc", "exp", "run", "--queue", "--name", f"rank-{rank}", "-S", f"train.lora.r={rank}")
+    run(worker, "dvc", "queue", "start")
+    until = time.monotonic() + 300
+    while not [process for process in ours(worker) if "stages.train" in process.cmdline()]:
+        assert time.monotonic() < until, "training never began"
+    for process in ours(worker):  # as when the machine is switched off
+        process.kill()
+    psutil.wait_procs(ours(worker))
+    died, waiting = sorted(queue(worker).items(), key=lambda item: item[1] != "Running")[:2]
+    assert died[1] == "Running" and waiting[1] == "Queued", "DVC cannot know yet"
+
+    run(worker, "dvc", "queue", "start")
+    wait_until(worker, waiting[0], "Success", "Failed")
+    run(worker, "dvc", "queue", "kill", died[0])
+    assert queue(worker)[died[0]] == "Failed" and queue(worker)[waiting[0]] == "Success"
+    run(worker, "dvc", "queue", "remove", died[0])
+    again = died[0].removeprefix("rank-")
+    run(worker, "dvc", "exp", "run", "--queue", "--name", died[0], "-S", f"train.lora.r={again}")
+    run(worker, "dvc", "queue", "start")
+    wait_until(worker, died[0], "Success", "Failed")
+    found = shown(worker)
+    assert found[died[0]]["metrics"]["metrics/summary.json"]["data"]["trainable_parameters"] == 640 * int(again)
+    assert run(worker, "git", "status", "--short") == ""
