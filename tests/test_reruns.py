@@ -195,7 +195,10 @@ def test_every_knob_file_and_output_is_in_just_one_line_and_every_pattern_means_
     for name in EVERYTHING:
         lines = [line for line in TABLE if any(fnmatchcase(name, pattern) for pattern in line.patterns)]
         if len(lines) != 1:
-            wrong.append(f"{name} is in {len(lines)}")
+            readers = [
+                stage for stage, said in STAGES.items() if any(Path(name).is_relative_to(d) for d in said["deps"])
+            ]
+            wrong.append(f"{name} is in {len(lines)}" + (f" (it is a dep of {', '.join(readers)})" if readers else ""))
     assert not wrong, f"not in one line of the table in docs/experiments.md: {'; '.join(wrong)}"
     names = [*EVERYTHING, "profiles.<other>.any"]
     for pattern in (pattern for line in TABLE for pattern in line.patterns):
