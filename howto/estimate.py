@@ -1,0 +1,391 @@
+"""What a run of the active profile costs in time, memory and disk, told before anything is fetched.
+
+python -m howto.estimate                                      this machine, params.yaml as it is
+python -m howto.estimate --set profile=tinyllama --device H100
+python -m howto.estimate --rank 64 --length 1024 --rows 100000
+python -m howto.estimate --config llama-3.1-70b --rows 15011 --device H100 --gpus 8
+
+Nothing is fetched, written or trained. A second is spent on measuring how fast this machine multiplies and moves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from howto import costs
+from howto.costs import Rows
+from howto.known import METRICS, Known, Told, find_out, made_by, read_lock
+from howto.params.evaluate import Evaluate
+from howto.params.file import PATH, Params, read_params
+from howto.params.infer import Infer, ProfileInfer
+from howto.params.machine import Machine, ProfileMachine
+from howto.params.model import EmbeddedModel, Model
+from howto.params.train import ProfileTrain, Train
+from howto.shapes import BYTES, adapter_bytes, trainable
+from howto.speed import ASSUMED_SHARE, Speed, measured_speed, published_speed
+from howto.stop import Stop, stops_cleanly
+
+MIB = 2**20
+# Of a process with torch and transformers, and of one without: seconds until it computes, bytes that it holds.
+HEAVY_START, LIGHT_START = 4.0, 1.0
+HEAVY, LIGHT = 450 * MIB, 150 * MIB
+# Measured on 2 cores: benchmarks/results/prepare.json and evaluate.json.
+PREPARED_A_SECOND, PREPARE_BYTES_A_ROW = 10_000, 800
+EVALUATED_A_SECOND, EVALUATE_BYTES_A_ROW = 400, 34_000
+PREDICTION, RESULT = 200, 2.2  # bytes of a prediction beside its text; results and report, in lengths of the raw rows
+BYTES_PER_TOKEN = 4
+BATCH, LENGTH = 4, 256  # of the embedded base model's own training
+READING_TOKENS_PER_BYTE = 0.245
+HUB = 30e6  # bytes a second from the hub, assumed
+SCALING = 0.9  # of the work of several GPUs, assumed
+CONTEXT = 600 * MIB  # that CUDA holds by itself, assumed
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage costs: seconds, bytes of memory (and on the GPU), bytes on disk that stay, and those that go."""
+
+    seconds: float
+    memory: float
+    on_gpu: float = 0.0
+    disk: float = 0.0
+    passing: float = 0.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A run told in advance."""
+
+    known: Known
+    speed: Speed
+    gpus: int
+    shards: int
+    trainable: int
+    stages: dict[str, Cost]
+    notes: list[str]
+
+    def total(self) -> Cost:
+        """The whole run: times and disk are summed, of memory the most counts."""
+        costs = self.stages.values()
+        return Cost(
+            sum(c.seconds for c in costs),
+            max(c.memory for c in costs),
+            max(c.on_gpu for c in costs),
+            sum(c.disk for c in costs),
+            max(c.passing for c in costs),
+        )
+
+
+def estimate(params: Params, told: Told, speed: Speed, *, gpus: int, is_gpu: bool) -> Estimate:
+    """Every stage of a run, on a device of this speed.
+
+    Raises:
+        Stop: the shape or the number of rows cannot be known yet.
+    """
+    known = find_out(params, told)
+    shape, lora = known.shape, params.section(Train).lora
+    itemsize = BYTES[params.section(ProfileMachine).precision]
+    weights = shape.parameters() * itemsize
+    training = _training_memory(params, known, itemsize, 1)
+    shards = gpus if is_gpu and gpus > 1 and training + CONTEXT > speed.memory else 1
+    stages = {
+        "fetch_model": _fetch_model(params, known, speed),
+        "fetch_data": Cost(
+            LIGHT_START + (0 if _is_made(params, "data") else known.raw_bytes / HUB), LIGHT, 0, known.raw_bytes
+        ),
+        "prepare": Cost(
+            LIGHT_START + known.raw_rows / PREPARED_A_SECOND,
+            200 * MIB + known.raw_rows * PREPARE_BYTES_A_ROW,
+            0,
+            known.raw_bytes * 1.5,
+            known.raw_bytes * 1.5,
+        ),
+        "train": _train(params, known, speed, itemsize, gpus=gpus, shards=shards, is_gpu=is_gpu),
+    }
+    for model in ("base", "adapter"):
+        stages[f"infer@{model}"] = _infer(params, known, speed, itemsize, model, is_gpu=is_gpu)
+    stages["evaluate"] = Cost(
+        LIGHT_START + known.test.count / EVALUATED_A_SECOND * params.section(Evaluate).resamples / 10_000,
+        LIGHT + known.test.count * EVALUATE_BYTES_A_ROW,
+        0,
+        known.test.count * known.raw_bytes / known.raw_rows * RESULT,
+    )
+    notes = _notes(params, known, speed, is_gpu=is_gpu)
+    if is_gpu:
+        most = max(stage.on_gpu for name, stage in stages.items() if name.startswith("infer"))
+        if most > speed.memory:
+            notes.append(
+                f"infer does not fit on one {speed.name} ({_size(most)} of {_size(speed.memory)}), and takes but one: "
+                "see docs/scaling.md for vLLM"
+            )
+        if shards > 1:
+            notes.append(
+                f"a whole copy takes {_size(training + CONTEXT)} in training, which one {speed.name} does not have: the "
+                f"weights are taken as sharded over {shards} (FSDP), {_size(weights / shards)} each"
+            )
+        if stages["train"].on_gpu > speed.memory:
+            notes.append(f"train does not fit on {gpus} x {speed.name}: lower micro_batch_size, or take more GPUs")
+    return Estimate(known, speed, gpus, shards, trainable(shape, lora), stages, notes)
+
+
+def disk_needed(told: Estimate) -> float:
+    """Bytes on the project's disk: each output, its copy in DVC's cache, and what is there while a stage runs."""
+    total = told.total()
+    return 2 * total.disk + total.passing
+
+
+def _is_made(params: Params, what: str) -> bool:
+    return bool(params.value(f"profiles.{params.profile}.{what}.source") == "embedded")
+
+
+def _fetch_model(params: Params, known: Known, speed: Speed) -> Cost:
+    shape, model = known.shape, params.section(Model).root
+    size = float(shape.file_bytes() + 64 * shape.vocabulary)  # the tokenizer's file, about so many bytes an entry
+    if not isinstance(model, EmbeddedModel):
+        local = Path(model.source).expanduser().exists()
+        return Cost(HEAVY_START + size / (1e9 if local else HUB), HEAVY, 0, size)
+    from howto.embedded.reading import make_reading
+
+    reading = sum(map(len, make_reading(model.seed, 0))) * READING_TOKENS_PER_BYTE * model.passes
+    work = costs.pretraining_work(shape, reading, length=LENGTH, batch=BATCH)
+    memory = HEAVY + 20 * shape.parameters() + BATCH * LENGTH * 4 * (
+        shape.layers * (12 * shape.hidden + 6 * shape.intermediate) + 4 * shape.vocabulary
+    )  # fmt: skip
+    return Cost(HEAVY_START + speed.seconds(work), memory, 0, size)
+
+
+def _training_memory(params: Params, known: Known, itemsize: int, shards: int) -> float:
+    """Of one process, for the largest micro-batch: all its rows as long as the longest."""
+    profile, lora = params.section(ProfileTrain), params.section(Train).lora
+    tokens = known.longest * min(profile.micro_batch_size, known.train.count)
+    return costs.training_memory(
+        known.shape,
+        lora,
+        itemsize,
+        tokens=tokens,
+        response=tokens * known.train.response / known.train.tokens,
+        again=profile.gradient_checkpointing,
+        shards=shards,
+    )
+
+
+def _train(params: Params, known: Known, speed: Speed, itemsize: int, *, gpus: int, shards: int, is_gpu: bool) -> Cost:
+    shape, lora, profile = known.shape, params.section(Train).lora, params.section(ProfileTrain)
+    per_epoch = -(-known.train.count // profile.batch_size)
+    epochs = float(profile.epochs or 0) or (profile.steps or 0) / per_epoch
+    work = costs.training_work(shape, lora, known.train, itemsize, again=profile.gradient_checkpointing) * epochs
+    validation = known.validation
+    work += costs.forward_work(shape, lora, validation, itemsize, logits=validation.response) * max(1.0, epochs)
+    seconds = speed.seconds(work)
+    if gpus > 1:
+        seconds /= gpus * SCALING
+    if shards > 1:  # each micro-batch gathers all weights forth and back, all but the part that is there
+        micro = -(-profile.batch_size // (profile.micro_batch_size * gpus))
+        seconds += epochs * per_epoch * micro * 2 * shape.parameters() * itemsize * (1 - 1 / shards) / speed.link
+    if not is_gpu and (measured := _measured_before(params)):
+        seconds = measured
+    held = _training_memory(params, known, itemsize, shards)
+    adapter = float(adapter_bytes(shape, lora) + 2000)
+    return Cost(
+        HEAVY_START + seconds,
+        HEAVY + (0 if is_gpu else held),
+        CONTEXT + held if is_gpu else 0,
+        adapter + 40 * per_epoch * epochs,
+        costs.checkpoint_bytes(shape, lora),
+    )
+
+
+def _measured_before(params: Params) -> float | None:
+    """Seconds that the same training took on this machine, if it was not resumed."""
+    if not made_by(read_lock(), "train", params):
+        return None
+    try:
+        speed = json.loads((METRICS / "train_speed.json").read_text(encoding="utf-8"))
+        run = json.loads((METRICS / "train.json").read_text(encoding="utf-8"))
+        return float(speed["seconds"] * run["tokens"] / speed["tokens"])
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _infer(params: Params, known: Known, speed: Speed, itemsize: int, model: str, *, is_gpu: bool) -> Cost:
+    shape, lora, profile = known.shape, params.section(Train).lora, params.section(ProfileInfer)
+    decoding = profile.decoding(params.section(Infer))
+    asked = Rows(known.test.count * len(decoding.seeds), known.test.tokens, known.test.response)
+    slots, new = min(profile.batch_size, asked.count), known.new[model]
+    longest = min(float(decoding.max_new_tokens), 2.5 * new)
+    work = costs.answering_work(shape, lora, asked, new, itemsize, slots=slots, longest=longest)
+    references = costs.forward_work(shape, lora, known.test, itemsize, logits=known.test.response)
+    prompt = min(known.longest, float(decoding.max_prompt_tokens or known.longest))
+    held = costs.answering_memory(shape, lora, itemsize, slots=slots, longest=prompt + decoding.max_new_tokens)
+    return Cost(
+        HEAVY_START + speed.seconds(work, few=True) + speed.seconds(references),
+        HEAVY + (0 if is_gpu else held),
+        CONTEXT + held if is_gpu else 0,
+        asked.count * (PREDICTION + new * BYTES_PER_TOKEN),
+    )
+
+
+def _notes(params: Params, known: Known, speed: Speed, *, is_gpu: bool) -> list[str]:
+    """What was taken for granted, and how to know better."""
+    how = known.how
+    notes = [f"model: {how['model']}", f"rows: {how['rows']}" + (f"; {how['bytes']}" if "bytes" in how else "")]
+    if how["tokens"]:
+        notes.append(f"tokens: {how['tokens']} (--tokens-per-row N knows better)")
+    notes.append(f"answers: {how['answers']}")
+    if speed.measured:
+        notes.append(
+            f"speed: measured just now on {speed.name}: {speed.flops / 1e9:,.0f} GFLOP/s, "
+            f"{speed.bandwidth / 1e9:.1f} GB/s; another busy program slows both"
+        )
+    if is_gpu:
+        what = (
+            "the share of it that is reached"
+            if speed.measured
+            else f"{ASSUMED_SHARE:.0%} of the published peak assumed"
+        )
+        notes.append(f"GPU figures: NOT MEASURED; {what}; no run of this project has been timed on a GPU")
+    if not is_gpu and _measured_before(params):
+        notes.append(f"train: as long as it took before, says {METRICS}/train_speed.json")
+    if not _is_made(params, "model") or not _is_made(params, "data"):
+        notes.append(
+            f"downloads: {HUB / 1e6:.0f} MB/s assumed; what comes from the hub lies in its cache too (HF_HOME)"
+        )
+    return notes
+
+
+def changed_params(settings: list[str], path: Path = PATH) -> Params:
+    """params.yaml with some keys set otherwise, as `dvc exp run -S` would; the file stays as it is.
+
+    Raises:
+        Stop: no such key, or not such a value.
+    """
+    if not settings:
+        return read_params(path)
+    from ruamel.yaml import YAML
+
+    read_params(path)  # says what is wrong with the file itself
+    yaml = YAML(typ="safe", pure=True)
+    values: Any = yaml.load(path.read_text(encoding="utf-8"))
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        *parents, last = key.replace("profiles.*", f"profiles.{values['profile']}").split(".")
+        node = values
+        for name in parents:
+            node = node.get(name) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or not text:
+            raise Stop(f"--set {setting}: write key=value, with a key of params.yaml such as train.lora.r=16")
+        value = yaml.load(text)
+        node[last] = float(value) if isinstance(node.get(last), float) and not isinstance(value, bool) else value
+    with tempfile.TemporaryDirectory() as folder:
+        changed = Path(folder) / path.name
+        buffer = io.StringIO()
+        yaml.dump(values, buffer)
+        changed.write_text(buffer.getvalue(), encoding="utf-8")
+        try:
+            return read_params(changed)
+        except Stop as stop:
+            _, _, problem = str(stop).partition(": ")
+            raise Stop(f"--set: {problem}") from None
+
+
+def show(told: Estimate, params: Params, *, is_gpu: bool) -> None:
+    """Print it, on one screen."""
+    from rich.console import Console
+    from rich.table import Table
+
+    known, where = told.known, f"{told.gpus} x {told.speed.name}" if is_gpu else told.speed.name
+    console = Console(highlight=False, soft_wrap=False)
+    console.print(f"profile [bold]{params.profile}[/bold] on {where}{', not measured' if is_gpu else ''}")
+    console.print(
+        f"{known.shape.parameters():,} parameters, {told.trainable:,} of them trained; {known.raw_rows:,} rows: "
+        f"{known.train.count:,} to train, {known.validation.count:,} to validate, {known.test.count:,} to test, "
+        f"{known.train.tokens:.0f} tokens each"
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("stage", "time", "memory", *(["memory of a GPU"] if is_gpu else []), "stays on disk", "while it runs"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for name, cost in {**told.stages, "total": told.total()}.items():
+        gpu = [_size(cost.on_gpu) if cost.on_gpu else ""] if is_gpu else []
+        table.add_row(
+            name,
+            _time(cost.seconds),
+            _size(cost.memory),
+            *gpu,
+            _size(cost.disk),
+            _size(cost.passing) if cost.passing else "",
+            style="bold" if name == "total" else None,
+        )
+    console.print(table)
+    console.print(
+        f"disk of the project: {_size(disk_needed(told))}, with the second copy in DVC's cache (unless it links: cache.type)"
+    )
+    for note in told.notes:
+        console.print(f"- {note}", markup=False)
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _size(count: float) -> str:
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}" if count < 100 * size else f"{count / size:,.0f} {unit}"
+    return f"{count / 2**10:,.0f} KiB"
+
+
+@stops_cleanly
+def main() -> None:
+    """Tell what the run costs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="this", help="this (default), or a GPU that howto/published.yaml knows")
+    parser.add_argument("--gpus", type=_count, default=None, help="so many of them (default: train.processes)")
+    parser.add_argument("--config", metavar="FILE", help="a config.json, or the name of a published shape")
+    parser.add_argument("--rows", type=_count, help="raw rows")
+    parser.add_argument("--tokens-per-row", type=float, metavar="T")
+    parser.add_argument("--rank", type=_count, help="as --set train.lora.r=")
+    parser.add_argument("--length", type=_count, help="as --set train.max_length=")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a value of params.yaml")
+    arguments = parser.parse_args()
+    settings = list(arguments.set)
+    settings += [f"train.lora.r={arguments.rank}"] if arguments.rank else []
+    settings += [f"train.max_length={arguments.length}"] if arguments.length else []
+    settings.sort(key=lambda setting: not setting.startswith("profile="))
+    params = changed_params(settings)
+    told = Told(arguments.config, arguments.rows, arguments.tokens_per_row)
+    machine = params.section(ProfileMachine)
+    if arguments.device != "this":
+        is_gpu, speed = True, published_speed(arguments.device, machine.precision)
+    else:
+        shape = find_out(params, told).shape
+        profile = params.section(ProfileTrain)
+        speed = measured_speed(
+            params.section(Machine),
+            machine,
+            shape,
+            tokens=profile.micro_batch_size * 128,
+            slots=params.section(ProfileInfer).batch_size,
+        )
+        is_gpu = speed.memory > 0
+    gpus = (arguments.gpus or params.section(ProfileTrain).processes) if is_gpu else 1
+    show(estimate(params, told, speed, gpus=gpus, is_gpu=is_gpu), params, is_gpu=is_gpu)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+if __name__ == "__main__":
+    main()
