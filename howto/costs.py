@@ -1,7 +1,7 @@
 """What a stage costs, from the shape of the model and the rows: arithmetic, bytes that are moved, memory, files.
 
 `benchmarks/estimate.py` holds the formulas against what was measured. Nothing here imports torch, so that
-`howto.doctor` can tell what is needed where torch is broken. Tokens are those of prompts and responses together, unless it says so.
+`howto.doctor` can tell what is needed where torch is broken. Tokens are those of prompts and responses together.
 """
 
 from __future__ import annotations

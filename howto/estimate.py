@@ -126,7 +126,7 @@ def estimate(params: Params, told: Told, speed: Speed, *, gpus: int, is_gpu: boo
             )
         if shards > 1:
             notes.append(
-                f"a whole copy takes {_size(training + CONTEXT)} in training, which one {speed.name} does not have: the "
+                f"a whole copy takes {_size(training + CONTEXT)} in training, more than one {speed.name} has: the "
                 f"weights are taken as sharded over {shards} (FSDP), {_size(weights / shards)} each"
             )
         if stages["train"].on_gpu > speed.memory:
@@ -323,7 +323,7 @@ def show(told: Estimate, params: Params, *, is_gpu: bool) -> None:
         )
     console.print(table)
     console.print(
-        f"disk of the project: {_size(disk_needed(told))}, with the second copy in DVC's cache (unless it links: cache.type)"
+        f"disk of the project: {_size(disk_needed(told))}, DVC's cache included (a second copy, unless it links)"
     )
     for note in told.notes:
         console.print(f"- {note}", markup=False)

@@ -221,10 +221,13 @@ def _split(params: Params, raw: int) -> tuple[int, int, int]:
     """Rows for training, validation and test."""
     split = params.section(Prepare).split
     kept = raw * KEPT
+    source = params.value(f"profiles.{params.profile}.data").get("test_source")
     validation, test = (
         min(kept, part if isinstance(part, int) else part * kept) for part in (split.validation, split.test)
     )
-    rest = max(1.0, kept - validation - test)
+    if source and (files := _files(Path(source).expanduser())):
+        test = _rows_in(files)[0]
+    rest = max(1.0, kept - validation - (0 if source else test))
     if split.train != "rest":
         rest = min(rest, split.train if isinstance(split.train, int) else split.train * kept)
     return max(1, round(rest)), round(validation), max(1, round(test))

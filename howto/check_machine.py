@@ -1,0 +1,225 @@
+"""Whether the machine has what the active profile needs: a device, memory, disk, cores, and the kind of CPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from howto.finding import OK, PROBLEM, WARNING, Asked, Finding, gib, output_of
+
+if TYPE_CHECKING:
+    from howto.estimate import Estimate
+
+OUTPUTS = ("models/base", "models/adapter", "data/raw", "data/prepared", "data/predictions")
+ENVIRONMENT = 7e9  # bytes that .venv takes with torch's CUDA libraries; 2 GB without
+DRIVER = Path("/proc/driver/nvidia/version")
+RECORDED = (Path("metrics/machine.json"), Path("metrics/cpu.txt"))
+CGROUP = Path("/sys/fs/cgroup")
+# Asked of a process of its own: a torch that is broken, or built for another CPU, ends that one alone.
+TORCH = """
+import json, torch
+count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+gpus = [torch.cuda.get_device_properties(n) for n in range(count)]
+has = torch.distributed.is_available()
+print(json.dumps({"torch": str(torch.__version__), "cuda": torch.version.cuda,
+    "gpus": [[gpu.name, gpu.total_memory, gpu.major] for gpu in gpus],
+    "gloo": has and torch.distributed.is_gloo_available(), "nccl": has and torch.distributed.is_nccl_available()}))
+"""
+
+
+def check_device(asked: Asked) -> list[Finding]:
+    """The device that the profile wants, and torch's view of it; how many processes, and what they talk by."""
+    status, said, error = output_of(sys.executable, "-c", TORCH)
+    if status:
+        if "No module named 'torch'" in error:
+            return [Finding(WARNING, "torch", "not installed", "`make run` installs it")]
+        why = error or f"it ended with {status}"
+        to_do = f"{sys.executable} -m pip install --force-reinstall torch, in the version of requirements.lock"
+        return [Finding(PROBLEM, "torch", f"cannot be imported: {why[:200]}", to_do)]
+    torch: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return [*_device(asked, torch), *_processes(asked, torch)]
+
+
+def _device(asked: Asked, torch: dict[str, Any]) -> list[Finding]:
+    wanted, build = asked.value("profiles.*.machine.device"), f"torch {torch['torch']}"
+    if torch["gpus"]:
+        names = ", ".join(f"{name} ({gib(memory)})" for name, memory, _ in torch["gpus"])
+        used = "; the profile computes on the CPU all the same" if wanted == "cpu" else ""
+        found = [Finding(OK, "device", f"{names}, {build} for CUDA {torch['cuda']}{used}")]
+        old = min(major for *_, major in torch["gpus"]) < 8
+        if wanted != "cpu" and old and asked.value("profiles.*.machine.precision") == "bfloat16":
+            what = "this GPU is older than Ampere and has no bfloat16 of its own"
+            found.append(Finding(WARNING, "precision", what, "take another GPU, or set machine.precision: float32"))
+        return found
+    if wanted in (None, "cpu"):
+        return [Finding(OK, "device", f"the CPU, {build}")]
+    if torch["cuda"] is None:
+        why, to_do = f"{build} is built without CUDA", "install the CUDA build of torch (https://pytorch.org)"
+    elif not DRIVER.exists() and shutil.which("nvidia-smi") is None:
+        why, to_do = "no NVIDIA driver is on this machine", "install the driver, or take a machine with a GPU"
+    else:
+        why, to_do = "the driver is there, and torch sees no GPU", "look at nvidia-smi and at CUDA_VISIBLE_DEVICES"
+    if wanted == "cuda":
+        return [Finding(PROBLEM, "device", f"cuda is wanted: {why}", f"{to_do}; or set machine.device: auto")]
+    return [
+        Finding(
+            WARNING, "device", f"no GPU ({why}): all is computed on the CPU", "`make estimate` says how long it takes"
+        )
+    ]
+
+
+def _processes(asked: Asked, torch: dict[str, Any]) -> list[Finding]:
+    count = asked.value("profiles.*.train.processes")
+    if not isinstance(count, int) or count == 1:
+        return []
+    on_gpus = asked.value("profiles.*.machine.device") != "cpu" and bool(torch["gpus"])
+    if on_gpus and len(torch["gpus"]) < count:
+        what = f"train.processes is {count}, and there are {len(torch['gpus'])} GPUs"
+        return [Finding(PROBLEM, "processes", what, "lower train.processes; each wants a GPU of its own")]
+    backend = "nccl" if on_gpus else "gloo"
+    if not torch[backend]:
+        return [Finding(PROBLEM, "processes", f"this torch has no {backend}", "install another build of torch")]
+    try:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+    except OSError as error:
+        return [Finding(PROBLEM, "processes", f"no port of loopback is free ({error.strerror})", "end other programs")]
+    return [Finding(OK, "processes", f"{count}, by {backend} over loopback")]
+
+
+def check_memory_and_disk(asked: Asked) -> list[Finding]:
+    """What `make estimate` tells that is needed, beside what is there."""
+    free = shutil.disk_usage(".").free
+    if not Path(".venv/.installed").exists() and sys.prefix == sys.base_prefix and free < ENVIRONMENT:
+        what = f"{gib(free)} free, and .venv alone takes up to {gib(ENVIRONMENT)} with torch's CUDA libraries"
+        return [Finding(PROBLEM, "disk", what, "free space, or clone onto another disk")]
+    memory = available_memory()
+    if asked.params is None:
+        return [Finding(OK, "disk", f"{gib(free)} free"), Finding(OK, "memory", f"{gib(memory)} free")]
+    from howto.stop import Stop
+
+    try:
+        told = _estimate(asked)
+    except Stop as stop:
+        what = f"{gib(memory)} and {gib(free)} free; what is needed cannot be told: {stop}"
+        return [Finding(WARNING, "memory and disk", what, "`make estimate` with --config")]
+    from howto.estimate import disk_needed
+
+    need = told.total().memory
+    found = [
+        _enough(
+            "memory", need, memory, "`make estimate` says which stage; a lower micro_batch_size, or a smaller model"
+        )
+    ]
+    there = sum(path.stat().st_size for name in OUTPUTS for path in Path(name).rglob("*") if path.is_file())
+    found.append(
+        _enough("disk", max(0.0, disk_needed(told) - 2 * there), free, "free space, or clone onto another disk")
+    )
+    if isinstance(asked.value("profiles.*.model.source"), str) and asked.value("profiles.*.model.source") != "embedded":
+        hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
+        at = next(path for path in (hub, *hub.parents) if path.exists())
+        if at.stat().st_dev != Path.cwd().stat().st_dev:
+            weights = told.known.shape.file_bytes()
+            found.append(
+                _enough("disk of the hub's cache", weights, shutil.disk_usage(at).free, "free space, or set HF_HOME")
+            )
+    return found
+
+
+def _estimate(asked: Asked) -> Estimate:
+    from howto.estimate import estimate
+    from howto.known import Told
+    from howto.speed import PASSES, Speed
+
+    assert asked.params is not None
+    # Times do not matter here; on a GPU the host needs less than this.
+    speed = Speed("", 1.0, 1.0, 1.0, measured=False, passes=PASSES["cpu"], looks=1.0)
+    gpu = asked.value("profiles.*.machine.device") != "cpu" and DRIVER.exists()
+    return estimate(asked.params, Told(), speed, gpus=1, is_gpu=gpu)
+
+
+def _enough(what: str, need: float, have: float, to_do: str) -> Finding:
+    said = f"about {gib(need)} needed, {gib(have)} free"
+    if need > have:
+        return Finding(PROBLEM, what, said, to_do)
+    return Finding(WARNING, what, f"{said}: that is tight", to_do) if need > 0.8 * have else Finding(OK, what, said)
+
+
+def available_memory() -> float:
+    """Bytes that may still be taken: of the machine, and within a container's limit."""
+    free = []
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        free.append(float(re.search(r"MemAvailable:\s+(\d+) kB", text)[1]) * 1024)  # type: ignore[index]
+    except (OSError, TypeError):
+        import psutil
+
+        free.append(float(psutil.virtual_memory().available))
+    try:
+        limit = float((CGROUP / "memory.max").read_text(encoding="ascii"))
+        free.append(limit - float((CGROUP / "memory.current").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no container, or no limit
+        pass
+    return min(free)
+
+
+def check_cores(asked: Asked) -> list[Finding]:
+    """Cores beside machine.threads."""
+    cores = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text(encoding="ascii").split()
+        cores = min(cores, int(quota) / int(period))
+    except (OSError, ValueError):  # no container, or "max"
+        pass
+    threads = asked.value("machine.threads")
+    if not isinstance(threads, int):
+        return [Finding(OK, "cores", f"{cores:g}")]
+    if threads > cores:
+        what = f"{cores:g} for machine.threads: {threads}; the results are the same, it takes longer"
+        return [
+            Finding(
+                WARNING, "cores", what, f"leave it for the same bytes, or set machine.threads: {max(1, int(cores))}"
+            )
+        ]
+    more = "; more threads would be faster, and give other bytes" if cores > threads else ""
+    return [Finding(OK, "cores", f"{cores:g}, of which machine.threads takes {threads}{more}")]
+
+
+def check_cpu(asked: Asked) -> list[Finding]:
+    """The kind of CPU, which decides about the last bit, beside the one of the committed run."""
+    name, facts, flags = cpu()
+    if asked.value("machine.instruction_set") == "avx2" and not {"avx2", "fma"} <= set(flags):
+        what = f"{name} has no AVX2: the results are not those of the committed run, bit by bit"
+        return [Finding(WARNING, "CPU", what, "set machine.instruction_set: native, and commit your own results")]
+    for path in RECORDED:
+        if path.is_file():
+            recorded = path.read_text(encoding="utf-8", errors="replace")
+            if facts in recorded:
+                return [Finding(OK, "CPU", f"{name}: the very kind of {path}")]
+            if name in recorded:
+                return [Finding(OK, "CPU", f"{name}: the model of {path}, though not in every instruction")]
+            what = f"{name}: the committed run is from another kind ({path}), which rounds otherwise, as another seed would"
+            return [Finding(WARNING, "CPU", what, "nothing, unless the same bytes are wanted; see docs/training.md")]
+    return [Finding(OK, "CPU", name)]
+
+
+def cpu() -> tuple[str, str, list[str]]:
+    """Its name; all that is recorded of it but torch's view; its instructions."""
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+    except OSError:  # not Linux
+        import platform
+
+        return platform.processor() or platform.machine(), "?", ["avx2", "fma"]
+    known = dict(re.findall(r"^(.*?)\s*: (.*)$", first, re.MULTILINE))
+    flags = known.get("flags", "").split()
+    named = [known.get(key, "?") for key in ("model name", "cpu family", "model", "stepping")]
+    hashed = hashlib.sha256(" ".join(sorted(flags)).encode()).hexdigest()[:8]
+    return named[0], f"{', '.join(named)}, flags {hashed}", flags
