@@ -1,12 +1,16 @@
-# `make run`: set up, run the whole pipeline, print the comparison.   `make test`: lint, types, tests.
-# `make export`: the fine-tuned model as a folder of its own.   `make verify`: the committed run, made again in a clone.
-# `make export`: the fine-tuned model as a folder of its own.   `make experiments`: what was tried, the best first.
+# `make run`        sets up, runs the whole pipeline, prints the comparison
+# `make test`       lint, types, tests
+# `make verify`     the committed run, made again in a clone and compared byte for byte
+# `make doctor`     can this machine run the active profile?
+# `make estimate`   what a run costs in time, memory and disk, before anything is fetched
+# `make experiments` what was tried, the best first
+# `make export`     the fine-tuned model as a folder of its own
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test verify export experiments clean
+.PHONY: run test verify export experiments estimate doctor clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -27,6 +31,13 @@ export: $(VENV)/.installed
 experiments: $(VENV)/.installed
 	@. $(BIN)/activate && dvc exp show --only-changed --sort-by val_loss --keep 'val_loss|rougeL|low|high' \
 		--drop 'Created|State|Executor|gain|trainable_parameters|data/|metrics/|models/'
+# "What if" goes in ARGS: make estimate ARGS="--set profile=tinyllama --device H100"
+estimate: $(VENV)/.installed
+	@. $(BIN)/activate && python -m howto.estimate $(ARGS)
+
+# It works before `make run` has set anything up, with what Python itself has.
+doctor:
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m howto.doctor; else $(PYTHON) -m howto.doctor; fi
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

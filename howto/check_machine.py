@@ -205,7 +205,7 @@ def check_cpu(asked: Asked) -> list[Finding]:
                 return [Finding(OK, "CPU", f"{name}: the very kind of {path}")]
             if name in recorded:
                 return [Finding(OK, "CPU", f"{name}: the model of {path}, though not in every instruction")]
-            what = f"{name}: the committed run is from another kind ({path}), which rounds otherwise, as another seed would"
+            what = f"{name}: the committed run is of another kind ({path}), which rounds otherwise"
             return [Finding(WARNING, "CPU", what, "nothing, unless the same bytes are wanted; see docs/training.md")]
     return [Finding(OK, "CPU", name)]
 

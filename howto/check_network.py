@@ -153,30 +153,30 @@ def check_remote(asked: Asked) -> list[Finding]:
     """DVC's default remote, if there is one."""
     try:
         name, url = _remote()
-    except (configparser.Error, OSError, ValueError) as error:
-        return [Finding(PROBLEM, "DVC's remote", f".dvc/config cannot be read ({error})", "git checkout .dvc/config")]
+    except (configparser.Error, OSError, ValueError) as broken:
+        why = " ".join(str(broken).split())
+        return [Finding(PROBLEM, "DVC's remote", f".dvc/config cannot be read ({why})", "git checkout .dvc/config")]
     if not name:
         return [Finding(OK, "DVC's remote", "none; `dvc remote add -d NAME URL` names one, to share data and adapters")]
-    where, scheme = f"DVC's remote {name}", urlsplit(url).scheme
+    where = f"DVC's remote {name}"
     if not url:
         return [Finding(PROBLEM, where, "it is the default, and has no URL", f"dvc remote add -d -f {name} URL")]
-    if scheme in ("", "file") or (len(scheme) == 1 and os.name == "nt"):
-        return [_local_remote(where, url)]
+    return [_local_remote(where, url) if urlsplit(url).scheme in ("", "file") else _outside_remote(where, url)]
+
+
+def _outside_remote(where: str, url: str) -> Finding:
+    """Ask it by DVC itself, with the user's credentials."""
+    scheme = urlsplit(url).scheme
     extra = EXTRAS.get(scheme)
     if extra and importlib.util.find_spec(extra) is None:
         package = extra.replace("_", "-")
-        return [
-            Finding(PROBLEM, where, f"{package} is not installed, which {scheme}:// wants", f"pip install {package}")
-        ]
+        return Finding(PROBLEM, where, f"{package} is not installed, which {scheme}:// wants", f"pip install {package}")
     if importlib.util.find_spec("dvc") is None:
-        return [Finding(WARNING, where, "could not be asked without DVC", "`make run` installs it")]
+        return Finding(WARNING, where, "could not be asked without DVC", "`make run` installs it")
     status, said, error = output_of(sys.executable, "-c", ASK_REMOTE, seconds=REMOTE_SECONDS)
     if status == 0:
-        there = said.strip().endswith("True")
-        return [Finding(OK, where, f"answers{'' if there else ', and is empty'}")]
-    return [
-        Finding(PROBLEM, where, f"cannot be reached: {error[:200]}", "check its URL, the network and your credentials")
-    ]
+        return Finding(OK, where, "answers" if said.strip().endswith("True") else "answers, and is empty")
+    return Finding(PROBLEM, where, f"cannot be reached: {error[:200]}", "check its URL, the network, your credentials")
 
 
 def _remote() -> tuple[str, str]:

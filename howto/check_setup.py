@@ -32,6 +32,8 @@ def check_python(asked: Asked) -> list[Finding]:
         inside = Path(sys.prefix).resolve() == VENV.resolve()
         run = "" if inside else f", but this is {sys.prefix}"
         return [*found, Finding(OK, "environment", f"{VENV} is set up{run}")]
+    if sys.prefix != sys.base_prefix:
+        return [*found, Finding(OK, "environment", f"{sys.prefix}, set up by hand; `make run` has its own, {VENV}")]
     missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
     if missing:
         what = f"Python's own module {missing[0]} is missing, so `make run` cannot set up {VENV}"
