@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from howto.check_machine import check_cores, check_cpu, check_device, check_memory_and_disk
 from howto.check_network import check_hub, check_remote
 from howto.check_setup import (
+    VENV,
     check_folder,
     check_git_and_dvc,
     check_locks,
@@ -110,7 +111,11 @@ def verdict(findings: list[Finding]) -> str:
     """The last line."""
     problems, warnings = (sum(f.level == level for f in findings) for level in (PROBLEM, WARNING))
     counted = f"{problems} problem{'' if problems == 1 else 's'}, {warnings} warning{'' if warnings == 1 else 's'}"
-    return f"{counted}: {'a run would not get through' if problems else 'this machine can run the active profile'}"
+    if problems:
+        return f"{counted}: a run would not get through"
+    if not any(f.what == "params.yaml" and f.level == OK for f in findings):
+        return f"{counted}: nothing is in the way so far; ask again once `make run` has set up {VENV}"
+    return f"{counted}: this machine can run the active profile"
 
 
 @stops_cleanly

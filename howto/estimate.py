@@ -38,7 +38,7 @@ HEAVY, LIGHT = 450 * MIB, 150 * MIB
 # Measured on 2 cores: benchmarks/results/prepare.json and evaluate.json.
 PREPARED_A_SECOND, PREPARE_BYTES_A_ROW = 10_000, 800
 EVALUATED_A_SECOND, EVALUATE_BYTES_A_ROW = 400, 34_000
-PREDICTION, RESULT = 200, 2.2  # bytes of a prediction beside its text; results and report, in lengths of the raw rows
+PREDICTION, RESULT = 200, 4.5  # bytes of a prediction beside its text; results and report, in lengths of the raw rows
 BYTES_PER_TOKEN = 4
 BATCH, LENGTH = 4, 256  # of the embedded base model's own training
 READING_TOKENS_PER_BYTE = 0.245

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,9 +163,12 @@ def _raw(params: Params, told: Told, lock: dict[str, Any], how: dict[str, str]) 
             how["rows"] = "data/raw"
         elif isinstance(data, EmbeddedData):
             from howto.embedded.corpus import make_corpus
+            from howto.rows import write_rows
 
             made = list(make_corpus(data.seed, data.rows))
-            rows, size = len(made), float(sum(len(row.model_dump_json().encode()) + 1 for row in made))
+            with tempfile.TemporaryDirectory() as folder:
+                write_rows(path := Path(folder) / "embedded.jsonl", made)
+                rows, size = len(made), float(path.stat().st_size)
             how["rows"] = "made from params.yaml"
         elif (local := Path(data.source).expanduser()).exists() and (files := _files(local)):
             rows, size = _rows_in(files)

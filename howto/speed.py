@@ -23,8 +23,8 @@ ASSUMED_SHARE = 0.5  # of a GPU's published arithmetic and bandwidth; not measur
 # How often a step of training passes over the activations it keeps (dropout, norms, rotary positions, the activation
 # function, copies; forth and back), and a step of decoding over the keys and values of the rows in flight. On a CPU
 # they are fitted to what was measured (benchmarks/estimate.py says how well); on a GPU they are assumed.
-PASSES = {"cpu": 23.0, "cuda": 8.0}
-LOOKS = {"cpu": 5.0, "cuda": 1.0}
+PASSES = {"cpu": 43.0, "cuda": 8.0}
+LOOKS = {"cpu": 8.0, "cuda": 1.0}
 SECONDS = 0.35  # for each of the three measurements
 LARGEST = 4096  # of a matrix that is tried; a larger one is multiplied no faster
 COPIED = 2**26  # bytes
