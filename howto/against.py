@@ -193,7 +193,7 @@ def differing_params(against: dict[str, Any], of: dict[str, Any]) -> dict[str, t
 
     None is also for a param that the version does not have.
     """
-    from dvc.utils.flatten import flatten  # type: ignore[import-untyped]
+    from dvc.utils.flatten import flatten
 
     one, other = (flatten(_in_force(params)) for params in (against, of))
     keys = [*other, *(key for key in one if key not in other)]

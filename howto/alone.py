@@ -23,7 +23,8 @@ def alone(output: Path) -> Iterator[None]:
     Raises:
         Stop: another process makes it, and does not end.
     """
-    if RANK in os.environ:  # the first process of the group holds it
+    # Of several processes one holds it: the one that started the others, or the first that torchrun started here.
+    if RANK in os.environ or os.environ.get("LOCAL_RANK", "0") != "0":
         yield
         return
 

@@ -98,8 +98,8 @@ def md5(text: str) -> str:
 
 def stages_of(folder: Path, committed: Lock) -> list[Stage]:
     """Every stage of the project in `folder`, which has been run, in the order of the pipeline."""
-    import networkx  # type: ignore[import-untyped]
-    from dvc.repo import Repo  # type: ignore[import-untyped]
+    import networkx
+    from dvc.repo import Repo
 
     with Repo(str(folder)) as repo:
         listed = list(repo.index.stages)

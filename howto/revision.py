@@ -76,10 +76,10 @@ def revision(name: str) -> Version:
 @contextmanager
 def _opened(name: str) -> Iterator[Any]:
     """The files of a revision, as DVC has them."""
-    from dvc.api import DVCFileSystem  # type: ignore[import-untyped]
-    from dvc.exceptions import DvcException  # type: ignore[import-untyped]
-    from dvc.repo import Repo  # type: ignore[import-untyped]
-    from dvc.scm import RevError  # type: ignore[import-untyped]
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.scm import RevError
 
     try:
         # The remote is today's: that of the revision may have been another, or none.

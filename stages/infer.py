@@ -23,6 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from howto.alone import alone
 from howto.launch import hosts, is_in_a_group, launch, on_this_host
 from howto.params.file import Params, read_params
 from howto.params.infer import Infer, ProfileInfer
@@ -75,7 +76,8 @@ def main() -> None:
         parser.error("--processes goes with --stage, and is 1 or more")
     params = read_params()
     if arguments.stage:
-        predict(params, arguments.stage, arguments.processes)
+        with alone(PREDICTIONS / f"{arguments.stage}.jsonl"):
+            predict(params, arguments.stage, arguments.processes)
     else:
         # Imported by name: how a person is answered changes nothing that the stage makes.
         importlib.import_module("howto.asking").ask(params, arguments, BASE)

@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from howto.alone import alone
 from howto.launch import is_in_a_group, launch, on_this_host
-from howto.params.file import read_params
+from howto.params.file import Params, read_params
 from howto.params.machine import Machine, ProfileMachine
 from howto.params.train import ProfileTrain, Train
 from howto.rows import Row, read_rows
@@ -46,6 +47,16 @@ def main() -> None:
     """Run the stage."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = read_params()
+    with alone(ADAPTER):
+        train(params)
+
+
+def train(params: Params) -> None:
+    """Do the stage's work in the working directory, or have processes of their own do it.
+
+    Raises:
+        Stop: params and base do not go together, or there is not enough memory; or what was made before is missing.
+    """
     shared, profile, machine = params.section(Train), params.section(ProfileTrain), params.section(ProfileMachine)
     if profile.processes > 1 and not is_in_a_group():
         launch("stages.train", [], on_this_host(profile.processes, PROCESSES))

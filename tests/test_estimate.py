@@ -136,7 +136,13 @@ def test_the_closed_formula_of_activations_is_what_training_measures(dtype: str,
     precision = getattr(torch, dtype)
     shared = SHARED.model_copy(update={"lora": LORA.model_copy(update={"dropout": rate})})
     profile = ProfileTrain(
-        epochs=1, learning_rate=1e-3, batch_size=8, micro_batch_size=8, gradient_checkpointing=False, processes=1
+        epochs=1,
+        learning_rate=1e-3,
+        batch_size=8,
+        micro_batch_size=8,
+        gradient_checkpointing=False,
+        processes=1,
+        fsdp=False,
     )
     examples = [Example("1", [5] * 300, [6] * 100)]
     model = add_adapter(model_of(GROUPED, precision), shared.lora, Path("base"))
