@@ -171,12 +171,30 @@ def _outside_remote(where: str, url: str) -> Finding:
     if extra and importlib.util.find_spec(extra) is None:
         package = extra.replace("_", "-")
         return Finding(PROBLEM, where, f"{package} is not installed, which {scheme}:// wants", f"pip install {package}")
+    if scheme in ("http", "https"):  # DVC takes a server that is not there for an empty remote
+        return _web_remote(where, url)
     if importlib.util.find_spec("dvc") is None:
         return Finding(WARNING, where, "could not be asked without DVC", "`make run` installs it")
     status, said, error = output_of(sys.executable, "-c", ASK_REMOTE, seconds=REMOTE_SECONDS)
     if status == 0:
         return Finding(OK, where, "answers" if said.strip().endswith("True") else "answers, and is empty")
     return Finding(PROBLEM, where, f"cannot be reached: {error[:200]}", "check its URL, the network, your credentials")
+
+
+def _web_remote(where: str, url: str) -> Finding:
+    """Any answer but a refusal will do: DVC asks for files below it, with the credentials in its own configuration."""
+    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "howto-doctor"})
+    try:
+        with urllib.request.build_opener(_NoRedirects).open(request, timeout=TIMEOUT):
+            return Finding(OK, where, f"{_address(url)} answers")
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403, 407):
+            said = f"{_address(url)} answers {error.code}: it wants credentials, which were not tried"
+            return Finding(WARNING, where, said, "dvc remote modify --local NAME user|password|auth ...")
+        return Finding(OK, where, f"{_address(url)} answers ({error.code})")
+    except (OSError, ValueError) as error:
+        said = f"{_address(url)} cannot be reached ({getattr(error, 'reason', error)})"
+        return Finding(PROBLEM, where, said, "check its URL, the network and the proxy")
 
 
 def _remote() -> tuple[str, str]:
