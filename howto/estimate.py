@@ -11,25 +11,24 @@ Nothing is fetched, written or trained. A second is spent on measuring how fast 
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import tempfile
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from howto import costs
 from howto.costs import Rows
 from howto.known import METRICS, Known, Told, find_out, made_by, read_lock
 from howto.params.evaluate import Evaluate
-from howto.params.file import PATH, Params, read_params
+from howto.params.file import Params
 from howto.params.infer import Infer, ProfileInfer
 from howto.params.machine import Machine, ProfileMachine
 from howto.params.model import EmbeddedModel, Model
 from howto.params.train import ProfileTrain, Train
 from howto.shapes import BYTES, adapter_bytes, trainable
 from howto.speed import ASSUMED_SHARE, Speed, measured_speed, published_speed
-from howto.stop import Stop, stops_cleanly
+from howto.stop import stops_cleanly
+from howto.what_if import changed_params
 
 MIB = 2**20
 # Of a process with torch and transformers, and of one without: seconds until it computes, bytes that it holds.
@@ -92,8 +91,9 @@ def estimate(params: Params, told: Told, speed: Speed, *, gpus: int, is_gpu: boo
     shape, lora = known.shape, params.section(Train).lora
     itemsize = BYTES[params.section(ProfileMachine).precision]
     weights = shape.parameters() * itemsize
-    training = _training_memory(params, known, itemsize, 1)
-    shards = gpus if is_gpu and gpus > 1 and training + CONTEXT > speed.memory else 1
+    training = _training_memory(params, known, itemsize, gpus=gpus)
+    wanted = bool(params.value(f"profiles.{params.profile}.train").get("fsdp"))
+    shards = gpus if is_gpu and gpus > 1 and (wanted or training + CONTEXT > speed.memory) else 1
     stages = {
         "fetch_model": _fetch_model(params, known, speed),
         "fetch_data": Cost(
@@ -124,13 +124,13 @@ def estimate(params: Params, told: Told, speed: Speed, *, gpus: int, is_gpu: boo
                 f"infer does not fit on one {speed.name} ({_size(most)} of {_size(speed.memory)}), and takes but one: "
                 "see docs/scaling.md for vLLM"
             )
-        if shards > 1:
+        if shards > 1 and not wanted:
             notes.append(
                 f"a whole copy takes {_size(training + CONTEXT)} in training, more than one {speed.name} has: the "
                 f"weights are taken as sharded over {shards} (FSDP), {_size(weights / shards)} each"
             )
         if stages["train"].on_gpu > speed.memory:
-            notes.append(f"train does not fit on {gpus} x {speed.name}: lower micro_batch_size, or take more GPUs")
+            notes.append(f"train does not fit on {gpus} x {speed.name}: {_what_fits(params, known, speed, gpus)}")
     return Estimate(known, speed, gpus, shards, trainable(shape, lora), stages, notes)
 
 
@@ -160,19 +160,35 @@ def _fetch_model(params: Params, known: Known, speed: Speed) -> Cost:
     return Cost(HEAVY_START + speed.seconds(work), memory, 0, size)
 
 
-def _training_memory(params: Params, known: Known, itemsize: int, shards: int) -> float:
-    """Of one process, for the largest micro-batch: all its rows as long as the longest."""
+def _training_memory(
+    params: Params, known: Known, itemsize: int, *, gpus: int = 1, shards: int = 1, size: int = 0, again: bool = False
+) -> float:
+    """Of one process, for its largest micro-batch: all rows as long as the longest. `size` and `again` stand for
+    micro_batch_size and gradient_checkpointing, where others than those of params.yaml are tried."""
     profile, lora = params.section(ProfileTrain), params.section(Train).lora
-    tokens = known.longest * min(profile.micro_batch_size, known.train.count)
+    rows = min(size or profile.micro_batch_size, -(-profile.batch_size // gpus), known.train.count)
+    tokens = known.longest * rows
     return costs.training_memory(
         known.shape,
         lora,
         itemsize,
         tokens=tokens,
         response=tokens * known.train.response / known.train.tokens,
-        again=profile.gradient_checkpointing,
+        again=again or profile.gradient_checkpointing,
         shards=shards,
     )
+
+
+def _what_fits(params: Params, known: Known, speed: Speed, gpus: int) -> str:
+    """Settings with which training would fit on these GPUs."""
+    profile, itemsize = params.section(ProfileTrain), BYTES[params.section(ProfileMachine).precision]
+    for again in (False, True):
+        for size in range(profile.micro_batch_size, 0, -1):
+            held = _training_memory(params, known, itemsize, gpus=gpus, shards=gpus, size=size, again=again)
+            if profile.batch_size % size == 0 and held + CONTEXT <= speed.memory:
+                more = " and gradient_checkpointing: true" if again and not profile.gradient_checkpointing else ""
+                return f"micro_batch_size: {size}{more} would"
+    return "not even one row at a time would; take more GPUs"
 
 
 def _train(params: Params, known: Known, speed: Speed, itemsize: int, *, gpus: int, shards: int, is_gpu: bool) -> Cost:
@@ -190,7 +206,7 @@ def _train(params: Params, known: Known, speed: Speed, itemsize: int, *, gpus: i
         seconds += epochs * per_epoch * micro * 2 * shape.parameters() * itemsize * (1 - 1 / shards) / speed.link
     if not is_gpu and (measured := _measured_before(params)):
         seconds = measured
-    held = _training_memory(params, known, itemsize, shards)
+    held = _training_memory(params, known, itemsize, gpus=gpus, shards=shards)
     adapter = float(adapter_bytes(shape, lora) + 2000)
     return Cost(
         HEAVY_START + seconds,
@@ -231,6 +247,11 @@ def _infer(params: Params, known: Known, speed: Speed, itemsize: int, model: str
     )
 
 
+def _load() -> float:
+    """Programs that want a core, of the last minute on average."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
 def _notes(params: Params, known: Known, speed: Speed, *, is_gpu: bool) -> list[str]:
     """What was taken for granted, and how to know better."""
     how = known.how
@@ -241,7 +262,7 @@ def _notes(params: Params, known: Known, speed: Speed, *, is_gpu: bool) -> list[
     if speed.measured:
         notes.append(
             f"speed: measured just now on {speed.name}: {speed.flops / 1e9:,.0f} GFLOP/s, "
-            f"{speed.bandwidth / 1e9:.1f} GB/s; another busy program slows both"
+            f"{speed.bandwidth / 1e9:.1f} GB/s; programs that run beside it slow both (load {_load():.1f} now)"
         )
     if is_gpu:
         what = (
@@ -257,41 +278,6 @@ def _notes(params: Params, known: Known, speed: Speed, *, is_gpu: bool) -> list[
             f"downloads: {HUB / 1e6:.0f} MB/s assumed; what comes from the hub lies in its cache too (HF_HOME)"
         )
     return notes
-
-
-def changed_params(settings: list[str], path: Path = PATH) -> Params:
-    """params.yaml with some keys set otherwise, as `dvc exp run -S` would; the file stays as it is.
-
-    Raises:
-        Stop: no such key, or not such a value.
-    """
-    if not settings:
-        return read_params(path)
-    from ruamel.yaml import YAML
-
-    read_params(path)  # says what is wrong with the file itself
-    yaml = YAML(typ="safe", pure=True)
-    values: Any = yaml.load(path.read_text(encoding="utf-8"))
-    for setting in settings:
-        key, _, text = setting.partition("=")
-        *parents, last = key.replace("profiles.*", f"profiles.{values['profile']}").split(".")
-        node = values
-        for name in parents:
-            node = node.get(name) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or not text:
-            raise Stop(f"--set {setting}: write key=value, with a key of params.yaml such as train.lora.r=16")
-        value = yaml.load(text)
-        node[last] = float(value) if isinstance(node.get(last), float) and not isinstance(value, bool) else value
-    with tempfile.TemporaryDirectory() as folder:
-        changed = Path(folder) / path.name
-        buffer = io.StringIO()
-        yaml.dump(values, buffer)
-        changed.write_text(buffer.getvalue(), encoding="utf-8")
-        try:
-            return read_params(changed)
-        except Stop as stop:
-            _, _, problem = str(stop).partition(": ")
-            raise Stop(f"--set: {problem}") from None
 
 
 def show(told: Estimate, params: Params, *, is_gpu: bool) -> None:

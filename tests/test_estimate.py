@@ -262,6 +262,10 @@ def test_what_if(fresh: Path) -> None:
         fresh, "--set", "profile=tinyllama", "--config", "llama-3.1-70b", "--device", "H100", "--gpus", "8"
     ).stdout
     assert "sharded over 8 (FSDP)" in large and "infer does not fit on one H100" in large
+    alone = " ".join(told(fresh, "--config", "llama-3.1-8b", "--device", "H100").stdout.split())
+    assert "train does not fit on 1 x H100: micro_batch_size: 8 would" in alone
+    smaller = ("--set", "profiles.*.train.micro_batch_size=8")
+    assert "does not fit" not in told(fresh, "--config", "llama-3.1-8b", "--device", "H100", *smaller).stdout
     assert (fresh / "params.yaml").read_bytes() == text
 
 
