@@ -120,10 +120,9 @@ def estimate(params: Params, told: Told, speed: Speed, *, gpus: int, is_gpu: boo
     if is_gpu:
         most = max(stage.on_gpu for name, stage in stages.items() if name.startswith("infer"))
         if most > speed.memory:
-            notes.append(
-                f"infer does not fit on one {speed.name} ({_size(most)} of {_size(speed.memory)}), and takes but one: "
-                "see docs/scaling.md for vLLM"
-            )
+            fits = _slots_that_fit(params, known, speed)
+            what = f"infer.batch_size: {fits} would" if fits else "not even one row would; docs/scaling.md has a way"
+            notes.append(f"infer does not fit on one {speed.name} ({_size(most)} of {_size(speed.memory)}): {what}")
         if shards > 1 and not wanted:
             notes.append(
                 f"a whole copy takes {_size(training + CONTEXT)} in training, more than one {speed.name} has: the "
@@ -234,17 +233,30 @@ def _infer(params: Params, known: Known, speed: Speed, itemsize: int, model: str
     decoding = profile.decoding(params.section(Infer))
     asked = Rows(known.test.count * len(decoding.seeds), known.test.tokens, known.test.response)
     slots, new = min(profile.batch_size, asked.count), known.new[model]
+    held = _answering_memory(params, known, itemsize, slots)
     longest = min(float(decoding.max_new_tokens), 2.5 * new)
     work = costs.answering_work(shape, lora, asked, new, itemsize, slots=slots, longest=longest)
     references = costs.forward_work(shape, lora, known.test, itemsize, logits=known.test.response)
-    prompt = min(known.longest, float(decoding.max_prompt_tokens or known.longest))
-    held = costs.answering_memory(shape, lora, itemsize, slots=slots, longest=prompt + decoding.max_new_tokens)
     return Cost(
         HEAVY_START + speed.seconds(work, few=True) + speed.seconds(references),
         HEAVY + (0 if is_gpu else held),
         CONTEXT + held if is_gpu else 0,
         asked.count * (PREDICTION + new * BYTES_PER_TOKEN),
     )
+
+
+def _answering_memory(params: Params, known: Known, itemsize: int, slots: int) -> float:
+    """With so many rows in flight, all as long as may be."""
+    decoding = params.section(ProfileInfer).decoding(params.section(Infer))
+    longest = min(known.longest, float(decoding.max_prompt_tokens or known.longest)) + decoding.max_new_tokens
+    return costs.answering_memory(known.shape, params.section(Train).lora, itemsize, slots=slots, longest=longest)
+
+
+def _slots_that_fit(params: Params, known: Known, speed: Speed) -> int:
+    """Rows in flight that fit on one GPU, a power of two; 0 if not even one does."""
+    itemsize = BYTES[params.section(ProfileMachine).precision]
+    sizes = (2**power for power in range(14, -1, -1))
+    return next((n for n in sizes if CONTEXT + _answering_memory(params, known, itemsize, n) <= speed.memory), 0)
 
 
 def _load() -> float:

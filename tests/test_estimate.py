@@ -261,9 +261,14 @@ def test_what_if(fresh: Path) -> None:
     large = told(
         fresh, "--set", "profile=tinyllama", "--config", "llama-3.1-70b", "--device", "H100", "--gpus", "8"
     ).stdout
-    assert "sharded over 8 (FSDP)" in large and "infer does not fit on one H100" in large
+    assert (
+        "sharded over 8 (FSDP)" in large
+        and "infer does not fit on one H100 (195 GiB of 74.5 GiB): not even one row would" in " ".join(large.split())
+    )
     alone = " ".join(told(fresh, "--config", "llama-3.1-8b", "--device", "H100").stdout.split())
     assert "train does not fit on 1 x H100: micro_batch_size: 8 would" in alone
+    older = " ".join(told(fresh, "--config", "llama-2-7b", "--device", "H100").stdout.split())
+    assert "infer does not fit on one H100 (110 GiB of 74.5 GiB): infer.batch_size: 128 would" in older
     smaller = ("--set", "profiles.*.train.micro_batch_size=8")
     assert "does not fit" not in told(fresh, "--config", "llama-3.1-8b", "--device", "H100", *smaller).stdout
     assert (fresh / "params.yaml").read_bytes() == text
