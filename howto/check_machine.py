@@ -119,18 +119,24 @@ def check_memory_and_disk(asked: Asked) -> list[Finding]:
         )
     ]
     there = sum(path.stat().st_size for name in OUTPUTS for path in Path(name).rglob("*") if path.is_file())
-    found.append(
-        _enough("disk", max(0.0, disk_needed(told) - 2 * there), free, "free space, or clone onto another disk")
-    )
-    if isinstance(asked.value("profiles.*.model.source"), str) and asked.value("profiles.*.model.source") != "embedded":
-        hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
-        at = next(path for path in (hub, *hub.parents) if path.exists())
-        if at.stat().st_dev != Path.cwd().stat().st_dev:
-            weights = told.known.shape.file_bytes()
-            found.append(
-                _enough("disk of the hub's cache", weights, shutil.disk_usage(at).free, "free space, or set HF_HOME")
-            )
+    needed, kept = max(0.0, disk_needed(told) - 2 * there), _in_the_hubs_cache(asked, told)
+    cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
+    cache = next(path for path in (cache, *cache.parents) if path.exists())
+    shared = cache.stat().st_dev == Path.cwd().stat().st_dev
+    where = "free space, or clone onto another disk"
+    found.append(_enough("disk", needed + (kept if shared else 0), free, where))
+    if kept and not shared:
+        free = shutil.disk_usage(cache).free
+        found.append(_enough("disk of the hub's cache", kept, free, "free space, or set HF_HOME"))
     return found
+
+
+def _in_the_hubs_cache(asked: Asked, told: Estimate) -> float:
+    """Bytes that a model from the hub takes there too, if it has not been fetched yet."""
+    source = asked.value("profiles.*.model.source")
+    if source == "embedded" or Path(str(source)).expanduser().exists() or Path("models/base/config.json").is_file():
+        return 0.0
+    return float(told.known.shape.file_bytes())
 
 
 def _estimate(asked: Asked) -> Estimate:

@@ -88,7 +88,7 @@ def show(findings: list[Finding]) -> None:
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
-    table.add_column(max_width=24)
+    table.add_column(max_width=24, overflow="fold")
     table.add_column(overflow="fold")
     for finding in findings:
         said = Text(finding.said)

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from howto.check_machine import check_cores, check_cpu, check_device, check_memory_and_disk, cpu
-from howto.check_network import check_hub, check_remote
+from howto.check_network import _outside_remote, check_hub, check_remote
 from howto.check_setup import (
     check_folder,
     check_git_and_dvc,
@@ -213,6 +213,10 @@ def test_a_torch_that_cannot_be_imported(project: Path, monkeypatch: pytest.Monk
 
 def test_too_little_memory_and_disk(project: Path) -> None:
     assert {finding.level for finding in ask(check_memory_and_disk)} == {OK}
+    use_tinyllama(project)
+    hub = next(finding.said for finding in ask(check_memory_and_disk) if finding.what == "disk")
+    assert hub.startswith("about 6.6 GiB needed"), "models/base, DVC's copy and the hub's cache"
+    edit_params(project, "\nprofile: tinyllama", "\nprofile: embedded")
     edit_params(project, "hidden_size: 160", "hidden_size: 131072")
     edit_params(project, "layers: 3 ", "layers: 200 ")
     found = ask(check_memory_and_disk)
@@ -336,6 +340,17 @@ def test_the_remote(project: Path) -> None:
     server.server_close()
     Path(".dvc/config").write_text("[core\n", encoding="utf-8")
     only(check_remote, PROBLEM, ".dvc/config cannot be read", "git checkout")
+
+
+def test_a_remote_that_dvc_itself_is_asked_for(project: Path) -> None:
+    subprocess.run(["git", "init", "-q"], check=True)
+    remote("nothing://somewhere/store")
+    only(check_remote, PROBLEM, "DVC's remote store: cannot be reached: ", "your credentials")
+    (project / "elsewhere").mkdir()
+    remote("../elsewhere")
+    assert _outside_remote("a folder", "file://elsewhere") == Finding(OK, "a folder", "answers")
+    (project / "elsewhere").rmdir()
+    assert _outside_remote("a folder", "file://elsewhere") == Finding(OK, "a folder", "answers, and is empty")
 
 
 def test_a_remote_that_is_named_on_this_machine_alone(project: Path) -> None:
