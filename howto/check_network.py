@@ -6,6 +6,8 @@ import configparser
 import importlib.util
 import os
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -48,7 +50,26 @@ def check_hub(asked: Asked) -> list[Finding]:
         return [Finding(OK, "hub", "not needed: the profile takes nothing from it")]
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return [_offline(kind, name) for kind, name, _ in wanted]
-    return [_ask(kind, name, path) for kind, name, path in wanted]
+    return _all_at_once(wanted)
+
+
+def _all_at_once(wanted: list[tuple[str, str, str]]) -> list[Finding]:
+    """Ask for each in a thread of its own, that is given up after a while: looking up a name knows no time-out."""
+    answers: dict[str, Finding] = {}
+    threads = []
+    for kind, name, path in wanted:
+
+        def ask(kind: str = kind, name: str = name, path: str = path) -> None:
+            answers[name] = _ask(kind, name, path)
+
+        threads.append(threading.Thread(target=ask, daemon=True))
+        threads[-1].start()
+    until = time.monotonic() + 1.2 * TIMEOUT
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    silent = "no answer; perhaps its name cannot be looked up"
+    to_do = f"check the network, the DNS and HF_ENDPOINT, {EMBEDDED}"
+    return [answers.get(name) or Finding(PROBLEM, f"hub, {name}", silent, to_do) for _, name, _ in wanted]
 
 
 def _wanted(asked: Asked) -> Any:

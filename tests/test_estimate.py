@@ -44,7 +44,8 @@ from howto.stop import Stop
 from tests.conftest import ROOT
 from tests.in_process import Done, edit_params, run_here
 
-SHARED = read_params(ROOT / "params.yaml").section(Train)
+PARAMS = read_params(ROOT / "params.yaml")
+SHARED = PARAMS.section(Train)
 LORA = SHARED.lora
 GROUPED = Shape(2, 64, 96, 4, 2, 16, 300, 2048, tied=False, stored="bfloat16")
 RESULT = json.loads((ROOT / "benchmarks/results/estimate.json").read_text(encoding="utf-8"))
@@ -135,15 +136,7 @@ def test_published_shapes_have_the_published_numbers_of_parameters_and_bytes() -
 def test_the_closed_formula_of_activations_is_what_training_measures(dtype: str, rate: float) -> None:
     precision = getattr(torch, dtype)
     shared = SHARED.model_copy(update={"lora": LORA.model_copy(update={"dropout": rate})})
-    profile = ProfileTrain(
-        epochs=1,
-        learning_rate=1e-3,
-        batch_size=8,
-        micro_batch_size=8,
-        gradient_checkpointing=False,
-        processes=1,
-        fsdp=False,
-    )
+    profile = PARAMS.section(ProfileTrain).model_copy(update={"micro_batch_size": 8, "gradient_checkpointing": False})
     examples = [Example("1", [5] * 300, [6] * 100)]
     model = add_adapter(model_of(GROUPED, precision), shared.lora, Path("base"))
     measured = Kept(Engine(model, examples, shared, profile, pad=2), examples).bytes_per_token(again=False)
