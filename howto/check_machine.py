@@ -207,13 +207,22 @@ def check_cpu(asked: Asked) -> list[Finding]:
     for path in RECORDED:
         if path.is_file():
             recorded = path.read_text(encoding="utf-8", errors="replace")
-            if facts in recorded:
+            if facts in recorded or _is_recorded(recorded, facts.partition(", flags")[0], set(flags)):
                 return [Finding(OK, "CPU", f"{name}: the very kind of {path}")]
             if name in recorded:
                 return [Finding(OK, "CPU", f"{name}: the model of {path}, though not in every instruction")]
             what = f"{name}: the committed run is of another kind ({path}), which rounds otherwise"
             return [Finding(WARNING, "CPU", what, "nothing, unless the same bytes are wanted; see docs/training.md")]
     return [Finding(OK, "CPU", name)]
+
+
+def _is_recorded(text: str, kind: str, flags: set[str]) -> bool:
+    """Whether metrics/machine.json has this kind of CPU, and no vector instruction that this one lacks."""
+    try:
+        facts = json.loads(text)["facts"]
+        return bool(facts["cpu"] == kind and set(facts["instructions"].split()) <= flags)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def cpu() -> tuple[str, str, list[str]]:

@@ -239,13 +239,22 @@ def test_cores(project: Path) -> None:
 
 
 def test_the_kind_of_cpu_beside_that_of_the_committed_run(project: Path) -> None:
-    name, facts, _ = cpu()
+    name, facts, flags = cpu()
     Path("metrics/cpu.txt").write_text("Some Other CPU, 6, 85, 7, flags 00000000, AVX2\n", encoding="utf-8")
     only(check_cpu, WARNING, "of another kind (metrics/cpu.txt)")
     Path("metrics/machine.json").write_text(json.dumps({"cpu": {"name": name}}), encoding="utf-8")
     only(check_cpu, OK, "the model of metrics/machine.json")
-    Path("metrics/machine.json").write_text(json.dumps({"cpu": f"{facts}, AVX2"}), encoding="utf-8")
-    only(check_cpu, OK, "the very kind of metrics/machine.json")
+    kind = facts.partition(", flags")[0]
+    for instructions, said in (
+        (flags[0], "the very kind of"),
+        (f"{flags[0]} avx9000", "though not in every instruction"),
+    ):
+        record = {"facts": {"cpu": kind, "instructions": instructions}}
+        Path("metrics/machine.json").write_text(json.dumps(record), encoding="utf-8")
+        only(check_cpu, OK, said)
+    Path("metrics/machine.json").unlink()
+    Path("metrics/cpu.txt").write_text(f"{facts}, AVX2\n", encoding="utf-8")
+    only(check_cpu, OK, "the very kind of metrics/cpu.txt")
 
 
 # --- The network ---------------------------------------------------------------------------------------------
