@@ -22,6 +22,7 @@ from howto.reproduction import Found, read_lock, run_id
 from howto.verdict import TOLERANCE, differing_facts, print_verdict, verdict, where
 from howto.verify import LOCK, MACHINE, make_again
 from tests.conftest import ROOT, run_stage
+from tests.test_against import committed
 from tests.test_pipeline import run
 
 # A pipeline of this project's shape whose stages take no time. Variables do to it what another machine does to a run:
@@ -266,6 +267,34 @@ def test_what_cannot_be_verified_is_one_line(tmp_path: Path, project: Path) -> N
     assert done.stderr == "error: dvc.lock at HEAD: damaged; make it again with `dvc repro`, and commit it\n"
     done = run_stage(tmp_path, "howto.verify", "--record")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
+
+
+def test_make_run_sets_up_the_clone_by_itself_whatever_this_folder_is_told(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / ".gitignore").write_text("/.venv\n", encoding="utf-8")
+    (copied / "Makefile").write_text(
+        f"VENV := .venv\nrun:\n\tln -s {sys.prefix} $(VENV) && . $(VENV)/bin/activate && dvc repro\n", encoding="utf-8"
+    )
+    commit(copied)
+    monkeypatch.setenv("MAKEFLAGS", "-- VENV=elsewhere")  # as after `make verify VENV=elsewhere`
+    monkeypatch.setenv("GIT_DIR", str(copied / "nowhere"))  # as in a hook of git
+    found = make_again(copied, here=False)
+    status, said = told(found, capsys)
+    assert status == 0, said
+    assert found.command == "`make run`"
+    assert found.facts["torch"] == (found.recorded or {})["torch"]
+
+
+def test_this_projects_own_stages_are_made_again_from_nothing(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = make_again(committed(finished, tmp_path / "project"), here=True)
+    status, said = told(found, capsys)
+    assert status == 0, said
+    names = [stage.name for stage in found.stages]
+    assert names == ["fetch_model", "fetch_data", "prepare", "train", "infer@base", "infer@adapter", "evaluate"]
+    assert len(found.outputs) >= 18 and all(output.same for output in found.outputs)
 
 
 def test_the_committed_record_is_of_the_committed_run() -> None:
