@@ -22,7 +22,7 @@ KIND = ("cpu", "instructions", "torch_capability", "device")  # machines that ag
 CPUINFO = Path("/proc/cpuinfo")
 NAMES = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU variant", "CPU revision")
 ARITHMETIC = re.compile("(sse|ssse|avx|fma|f16c|amx|asimd|sve|bf16|i8mm|fphp)")
-SETTINGS = re.compile("(OMP|GOMP|KMP|MKL|ATEN|DNNL|ONEDNN|OPENBLAS|CUBLAS|CUDA|NVIDIA)_")
+SETTINGS = re.compile("(OMP|KMP|MKL|ATEN|DNNL|ONEDNN|OPENBLAS|CUBLAS|CUDA|NVIDIA)_")
 
 
 def machine_facts(params: Params) -> dict[str, str]:
