@@ -91,9 +91,9 @@ def run_id(lock: Lock) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def md5(text: str) -> str:
-    """The hash that DVC gives a file of this text."""
-    return hashlib.md5(text.encode("utf-8"), usedforsecurity=False).hexdigest()
+def md5(content: bytes) -> str:
+    """The hash that DVC gives a file."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def stages_of(folder: Path, committed: Lock) -> list[Stage]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from howto.machine_facts import KIND
@@ -76,16 +77,14 @@ def verdict(found: Found) -> tuple[bool, str]:
     """(whether it failed, why) in one sentence."""
     if found.status:
         made = sum(output.made is not None for output in found.outputs)
-        return (
-            True,
-            f"{found.command} ended with status {found.status}; {made} of {len(found.outputs)} outputs were made.",
-        )
+        count = f"{made} of {len(found.outputs)} outputs were made"
+        return True, f"{found.command} ended with status {found.status}; {count}."
     if found.unlike_lock or found.left or any(stage.otherwise for stage in found.stages):
         return True, "what is committed does not belong together, see above."
     if all(output.same for output in found.outputs):
         count = f"all {len(found.outputs)} outputs of {len(found.stages)} stages"
         return False, f"{count} are the committed ones, byte for byte."
-    if not found.recorded or not found.facts:
+    if not found.recorded or not found.facts or not found.recorded_for_this_run:
         return True, "outputs differ, and it is not known whether this kind of machine made the committed ones."
     if other := [fact for fact in KIND if found.recorded.get(fact) != found.facts.get(fact)]:
         return _on_another_kind(found, f"another kind of machine ({', '.join(other)})")
@@ -148,7 +147,11 @@ def _outputs(found: Found) -> Table:
         for output in stage.outputs:
             name = stage.name if output is stage.outputs[0] else ""
             table.add_row(
-                name, output.path, _short(output.committed), _now(output), end_section=output is stage.outputs[-1]
+                escape(name),
+                escape(output.path),
+                _short(output.committed),
+                _now(output),
+                end_section=output is stage.outputs[-1],
             )
     return table
 
@@ -169,5 +172,5 @@ def _facts(other: dict[str, tuple[str, str]]) -> Table:
         table.add_column(heading, overflow="fold")
     for name, pair in other.items():
         only = " (not in the other)" if name == "instructions" else ""
-        table.add_row(name + only, *pair)
+        table.add_row(escape(name) + only, *map(escape, pair))
     return table

@@ -136,7 +136,7 @@ def found(clone: Path, committed: Lock, said: str, status: int, facts: dict[str,
         status=status,
         stages=stages,
         unlike_lock=sorted(
-            path for path in in_git & known.keys() if md5(git(clone, "show", f"HEAD:{path}")) != known[path]
+            path for path in in_git & known.keys() if md5(_git(clone, "show", f"HEAD:{path}")) != known[path]
         ),
         left=[path for path in changed if path not in expected],
         recorded=recorded.get("facts"),
@@ -151,17 +151,15 @@ def found(clone: Path, committed: Lock, said: str, status: int, facts: dict[str,
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What git says.
+    """What git says. Raises Stop if it fails."""
+    return _git(folder, *arguments).decode("utf-8", "surrogateescape")
 
-    Raises:
-        Stop: it fails.
-    """
+
+def _git(folder: Path, *arguments: str) -> bytes:
     environment = {key: value for key, value in os.environ.items() if key not in OF_THIS_FOLDER}
-    done = subprocess.run(
-        ["git", *arguments], check=False, cwd=folder, env=environment, capture_output=True, encoding="utf-8"
-    )
+    done = subprocess.run(["git", *arguments], check=False, cwd=folder, env=environment, capture_output=True)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        said = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise Stop(f"git {arguments[0]}: {said}; verifying wants a git repository with a commit")
     return done.stdout
 
@@ -197,7 +195,7 @@ def _facts(python: str, clone: Path) -> dict[str, str]:
 
 def _end_with_the_terminal() -> None:
     """When its terminal is closed, end as after SIGTERM: what was started would go on unseen."""
-    if hasattr(signal, "SIGHUP"):
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 

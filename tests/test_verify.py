@@ -153,7 +153,8 @@ def test_the_first_stage_that_differs_is_the_cause_and_what_follows_is_not(
     # Nor is anything excused where nobody knows what made the committed run.
     status, said = told(replace(found, recorded=None), capsys)
     assert status == 1 and "No machine is recorded for the committed run; say `python -m howto.verify --record`" in said
-    assert "was recorded for another run" in told(replace(found, recorded_for_this_run=False), capsys)[1]
+    status, said = told(replace(elsewhere, recorded_for_this_run=False), capsys)
+    assert status == 1 and "metrics/machine.json was recorded for another run than the committed one" in said
 
 
 def test_on_another_kind_of_machine_rouge_l_has_to_be_near(
