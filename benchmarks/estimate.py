@@ -6,9 +6,9 @@ The measured points are those of the committed run (metrics/, dvc.lock), of the 
 and of the last training on this machine (metrics/train_speed.json). Times of this machine are told with its speed as it
 is measured now, the best of several times, since those points were taken while nothing else ran; times of another one
 with the arithmetic that its result names. FILE is JSONL in Dolly's columns and TOKENIZER a folder with TinyLlama's
-tokenizer: with them tokens a row are checked too. What is not arithmetic was fitted to these very points: the passes over
-memory in howto/speed.py to "train, embedded", "train, 15M" and "infer, embedded"; what prepare and evaluate hold, the size
-of the report, and the tokens a byte to theirs. The ratios show how well it fits, and not how well it foretells.
+tokenizer: with them tokens a row are checked too. What is not arithmetic was fitted to these very points: the passes
+over memory in howto/speed.py to "train, embedded", "train, 15M" and "infer, embedded"; what prepare and evaluate hold,
+the size of the report, and the tokens a byte to theirs. The ratios show how well it fits, not how well it foretells.
 """
 
 from __future__ import annotations

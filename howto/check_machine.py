@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -12,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from howto.cpu import cpu
 from howto.finding import OK, PROBLEM, WARNING, Asked, Finding, gib, output_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OUTPUTS = ("models/base", "models/adapter", "data/raw", "data/prepared", "data/predictions")
 ENVIRONMENT = 7e9  # bytes that .venv takes with torch's CUDA libraries; 2 GB without
 DRIVER = Path("/proc/driver/nvidia/version")
-RECORDED = (Path("metrics/machine.json"), Path("metrics/cpu.txt"))
+RECORDED = Path("metrics/machine.json")
 CGROUP = Path("/sys/fs/cgroup")
 # Asked of a process of its own: a torch that is broken, or built for another CPU, ends that one alone.
 TORCH = """
@@ -200,41 +200,19 @@ def check_cores(asked: Asked) -> list[Finding]:
 
 def check_cpu(asked: Asked) -> list[Finding]:
     """The kind of CPU, which decides about the last bit, beside the one of the committed run."""
-    name, facts, flags = cpu()
-    if asked.value("machine.instruction_set") == "avx2" and not {"avx2", "fma"} <= set(flags):
+    model, instructions = cpu()
+    name = model.split(",")[0]
+    if asked.value("machine.instruction_set") == "avx2" and not {"avx2", "fma"} <= set(instructions.split()):
         what = f"{name} has no AVX2: the results are not those of the committed run, bit by bit"
         return [Finding(WARNING, "CPU", what, "set machine.instruction_set: native, and commit your own results")]
-    for path in RECORDED:
-        if path.is_file():
-            recorded = path.read_text(encoding="utf-8", errors="replace")
-            if facts in recorded or _is_recorded(recorded, facts.partition(", flags")[0], set(flags)):
-                return [Finding(OK, "CPU", f"{name}: the very kind of {path}")]
-            if name in recorded:
-                return [Finding(OK, "CPU", f"{name}: the model of {path}, though not in every instruction")]
-            what = f"{name}: the committed run is of another kind ({path}), which rounds otherwise"
-            return [Finding(WARNING, "CPU", what, "nothing, unless the same bytes are wanted; see docs/training.md")]
-    return [Finding(OK, "CPU", name)]
-
-
-def _is_recorded(text: str, kind: str, flags: set[str]) -> bool:
-    """Whether metrics/machine.json has this kind of CPU, and no vector instruction that this one lacks."""
     try:
-        facts = json.loads(text)["facts"]
-        return bool(facts["cpu"] == kind and set(facts["instructions"].split()) <= flags)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def cpu() -> tuple[str, str, list[str]]:
-    """Its name; all that is recorded of it but torch's view; its instructions."""
-    try:
-        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
-    except OSError:  # not Linux
-        import platform
-
-        return platform.processor() or platform.machine(), "?", ["avx2", "fma"]
-    known = dict(re.findall(r"^(.*?)\s*: (.*)$", first, re.MULTILINE))
-    flags = known.get("flags", "").split()
-    named = [known.get(key, "?") for key in ("model name", "cpu family", "model", "stepping")]
-    hashed = hashlib.sha256(" ".join(sorted(flags)).encode()).hexdigest()[:8]
-    return named[0], f"{', '.join(named)}, flags {hashed}", flags
+        facts = json.loads(RECORDED.read_text(encoding="utf-8"))["facts"]
+        recorded = facts["cpu"], facts["instructions"]
+    except FileNotFoundError:
+        return [Finding(OK, "CPU", name)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return [Finding(WARNING, "CPU", f"{name}; {RECORDED} is damaged", f"`git checkout {RECORDED}`")]
+    if recorded == (model, instructions):
+        return [Finding(OK, "CPU", f"{name}: the very kind of {RECORDED}")]
+    what = f"{name}: the committed run is of another kind ({RECORDED}), which may round otherwise"
+    return [Finding(WARNING, "CPU", what, "nothing, unless the same bytes are wanted; see docs/training.md")]

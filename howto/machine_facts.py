@@ -13,21 +13,19 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from howto.cpu import cpu
 from howto.params.file import Params, read_params
 from howto.params.machine import Machine, ProfileMachine
 from howto.processes import usable_cores
 from howto.stop import stops_cleanly
 
 KIND = ("cpu", "instructions", "torch_capability", "device")  # machines that agree in these are to give the same bytes
-CPUINFO = Path("/proc/cpuinfo")
-NAMES = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU variant", "CPU revision")
-ARITHMETIC = re.compile("(sse|ssse|avx|fma|f16c|amx|asimd|sve|bf16|i8mm|fphp)")
 SETTINGS = re.compile("(OMP|KMP|MKL|ATEN|DNNL|ONEDNN|OPENBLAS|CUBLAS|CUDA|NVIDIA)_")
 
 
 def machine_facts(params: Params) -> dict[str, str]:
     """By name; those in KIND decide how it rounds, the others may."""
-    name, instructions = _cpu()
+    name, instructions = cpu()
     profile, machine = params.section(ProfileMachine), params.section(Machine)
 
     import torch
@@ -47,18 +45,6 @@ def machine_facts(params: Params) -> dict[str, str]:
         "python": platform.python_version(),
         **_packages(),
     }
-
-
-def _cpu() -> tuple[str, str]:
-    """Which one it is, and its instructions that compute with numbers, as far as the system says."""
-    try:
-        first = CPUINFO.read_text(encoding="utf-8").split("\n\n")[0]
-    except OSError:
-        return platform.processor() or platform.machine(), ""
-    facts = dict(re.findall(r"^(.*?)\s*: (.*)$", first, re.MULTILINE))
-    flags = (facts.get("flags") or facts.get("Features") or "").split()
-    named = ", ".join(facts[key] for key in NAMES if key in facts)
-    return named, " ".join(sorted(flag for flag in flags if ARITHMETIC.match(flag)))
 
 
 def _packages() -> dict[str, str]:

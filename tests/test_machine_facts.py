@@ -35,7 +35,7 @@ CPU part\t: 0xd40
 
 def facts_of(cpu: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     (folder / "cpuinfo").write_text(cpu, encoding="utf-8")
-    monkeypatch.setattr("howto.machine_facts.CPUINFO", folder / "cpuinfo")
+    monkeypatch.setattr("howto.cpu.CPUINFO", folder / "cpuinfo")
     monkeypatch.chdir(ROOT)
     return machine_facts(read_params())
 
