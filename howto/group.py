@@ -116,7 +116,8 @@ def joined(
     try:
         if processes not in (None, size):
             raise Stop(f"{what} is {processes}, and {size} processes were started (WORLD_SIZE); make them the same")
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
+        told = os.environ.get("LOCAL_WORLD_SIZE")  # not every program that starts a group says so
+        here = int(told or local_rank + 1)
         if device.type == "cuda" and torch.cuda.device_count() < here:
             raise Stop(
                 f"{what}: {here} processes on this host want a GPU each, and torch sees {torch.cuda.device_count()}"
@@ -125,7 +126,8 @@ def joined(
         if size == 1:
             yield group
             return
-        with nullcontext() if size == here else pulse(rank, size), _meeting(group, patience):
+        on_one_host = told == str(size)
+        with nullcontext() if on_one_host else pulse(rank, size), _meeting(group, patience):
             yield group
     except Stop:
         if local_rank:
