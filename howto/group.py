@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=10)  # until a process that lives, but does not come to a step's end, is given up
 WORD = 3.0  # seconds that a process which has lost another one leaves it to say why
+SAME_END = 20.0  # seconds that one leaves it to the first process to say why all end: torchrun ends it before they pass
 
 
 class Group:
@@ -48,7 +49,7 @@ class Group:
 
     def stop(self, message: str) -> BaseException:
         """What to raise where every process comes to the same end: the first one says why, the others are silent."""
-        return Stop(message) if self.rank == 0 else _lost()
+        return Stop(message) if self.rank == 0 else _lost(SAME_END)
 
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
         """Sum each tensor over the processes, in place."""
@@ -131,7 +132,7 @@ def joined(
             yield group
     except Stop:
         if local_rank:
-            time.sleep(WORD)  # the first process of this host comes to the same end, and says so for all
+            time.sleep(SAME_END)  # the first process of this host comes to the same end, and says so for all
         raise
 
 
@@ -154,11 +155,11 @@ def _meeting(group: Group, patience: timedelta) -> Iterator[None]:
         raise _lost() from None  # of which the processes that are left hear in many words
 
 
-def _lost() -> BaseException:
+def _lost(seconds: float = WORD) -> BaseException:
     """What to raise where another process has come to an end, or is about to: it says why, if it can."""
     if RANK not in os.environ:
         return Stop(FAILED)
-    time.sleep(WORD)
+    time.sleep(seconds)
     return SystemExit(LOST)
 
 
