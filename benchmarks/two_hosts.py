@@ -135,10 +135,10 @@ def ended(processes: tuple[subprocess.Popen[str], ...], since: float) -> list[fl
     return [found[number] for number in range(len(processes))]
 
 
-def wait_for_a_checkpoint(host: Host, after: int = 0) -> int:
-    """Wait until training on the host has saved a later checkpoint than `after`; its step."""
+def wait_for_a_checkpoint(host: Host) -> int:
+    """Wait until training on the host has saved one; its step."""
     until = time.monotonic() + LONGEST
-    while (step := newest_step(host)) <= after:
+    while not (step := newest_step(host)):
         if time.monotonic() > until:
             sys.exit("no checkpoint came:\n" + "\n".join(host.said()))
         time.sleep(0.02)
