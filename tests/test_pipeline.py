@@ -16,14 +16,17 @@ from tests.conftest import ROOT
 from tests.test_reruns import line_of
 
 
+def environment() -> dict[str, str]:
+    """That of a shell in which .venv is active, and Git knows who commits."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    who = {f"GIT_{role}_{part}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for part in ("NAME", "EMAIL")}
+    return {**os.environ, "PATH": path, "COLUMNS": "120", **who}
+
+
 def run(folder: Path, *command: str) -> str:
     """The output of a command that succeeds."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
-    environment |= {
-        f"GIT_{role}_{part}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for part in ("NAME", "EMAIL")
-    }
     done = subprocess.run(
-        command, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+        command, check=False, cwd=folder, env=environment(), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr

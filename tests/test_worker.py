@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_pipeline import run, stages_run
+from tests.test_pipeline import environment, run, stages_run
 
 OUTPUTS = ("models/base", "models/adapter", "data", "metrics", "log")
 
@@ -57,6 +58,14 @@ def worker(laptop: Path) -> Path:
     return folder
 
 
+def start(folder: Path) -> None:
+    """Start the queue's worker. It keeps standard output open for as long as it lives: so nobody reads that here."""
+    done = subprocess.run(
+        ["dvc", "queue", "start"], check=False, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, timeout=300
+    )
+    assert done.returncode == 0
+
+
 def queue(folder: Path) -> dict[str, str]:
     """Name to status of what is in the queue."""
     lines = run(folder, "dvc", "queue", "status").splitlines()
@@ -77,11 +86,19 @@ def ours(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def wait_until(folder: Path, name: str, *wanted: str) -> None:
-    """Wait until the experiment `name` has one of the statuses `wanted`."""
-    until = time.monotonic() + 300
-    while (now := queue(folder).get(name)) not in wanted:
-        assert time.monotonic() < until, f"{name} is still {now}"
+def commands(folder: Path) -> list[list[str]]:
+    """What they were called with."""
+    found = []
+    for process in ours(folder):
+        with suppress(psutil.Error):
+            found.append(process.cmdline())
+    return found
+
+
+def wait_for_the_end(folder: Path) -> None:
+    """Wait until the queue's worker, which ends when it finds no more to do, is gone."""
+    _, alive = psutil.wait_procs(ours(folder), timeout=900)
+    assert not alive, f"still at work: {queue(folder)}"
 
 
 def shown(folder: Path) -> dict[str, dict[str, Any]]:
@@ -98,8 +115,8 @@ def test_an_experiment_of_the_worker_is_shown_applied_and_not_run_again_on_the_l
     run(worker, "dvc", "exp", "run", "--queue", "--name", "rank-2", "-S", "train.lora.r=2")
     # what is queued is what stood there then: neither an edit nor a checkout disturbs it
     (worker / "params.yaml").write_text("nothing", encoding="utf-8")
-    run(worker, "dvc", "queue", "start")
-    wait_until(worker, "rank-2", "Success", "Failed")
+    start(worker)
+    wait_for_the_end(worker)
     run(worker, "git", "checkout", "-q", "params.yaml")
     log = run(worker, "dvc", "queue", "logs", "rank-2")
     assert sorted(stages_run(log)) == ["evaluate", "infer@adapter", "train"]
@@ -121,25 +138,28 @@ def test_an_experiment_of_the_worker_is_shown_applied_and_not_run_again_on_the_l
 def test_a_worker_that_died_goes_on_with_the_queue_and_what_it_died_on_is_queued_again(worker: Path) -> None:
     for rank in (4, 16):
         run(worker, "dvc", "exp", "run", "--queue", "--name", f"rank-{rank}", "-S", f"train.lora.r={rank}")
-    run(worker, "dvc", "queue", "start")
-    until = time.monotonic() + 300
-    while not [process for process in ours(worker) if "stages.train" in process.cmdline()]:
+    start(worker)
+    until = time.monotonic() + 600
+    while not any("stages.train" in command for command in commands(worker)):
         assert time.monotonic() < until, "training never began"
-    for process in ours(worker):  # as when the machine is switched off
-        process.kill()
-    psutil.wait_procs(ours(worker))
-    died, waiting = sorted(queue(worker).items(), key=lambda item: item[1] != "Running")[:2]
-    assert died[1] == "Running" and waiting[1] == "Queued", "DVC cannot know yet"
+        time.sleep(0.02)
+    while left := ours(worker):  # as when the machine is switched off
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left)
+    by_status = {status: name for name, status in queue(worker).items()}
+    died, waiting = by_status["Running"], by_status["Queued"]  # DVC cannot know yet
 
-    run(worker, "dvc", "queue", "start")
-    wait_until(worker, waiting[0], "Success", "Failed")
-    run(worker, "dvc", "queue", "kill", died[0])
-    assert queue(worker)[died[0]] == "Failed" and queue(worker)[waiting[0]] == "Success"
-    run(worker, "dvc", "queue", "remove", died[0])
-    again = died[0].removeprefix("rank-")
-    run(worker, "dvc", "exp", "run", "--queue", "--name", died[0], "-S", f"train.lora.r={again}")
-    run(worker, "dvc", "queue", "start")
-    wait_until(worker, died[0], "Success", "Failed")
+    start(worker)
+    wait_for_the_end(worker)
+    run(worker, "dvc", "queue", "kill", died)
+    assert queue(worker)[died] == "Failed" and queue(worker)[waiting] == "Success"
+    run(worker, "dvc", "queue", "remove", died)
+    again = died.removeprefix("rank-")
+    run(worker, "dvc", "exp", "run", "--queue", "--name", died, "-S", f"train.lora.r={again}")
+    start(worker)
+    wait_for_the_end(worker)
     found = shown(worker)
-    assert found[died[0]]["metrics"]["metrics/summary.json"]["data"]["trainable_parameters"] == 640 * int(again)
+    assert found[died]["metrics"]["metrics/summary.json"]["data"]["trainable_parameters"] == 640 * int(again)
     assert run(worker, "git", "status", "--short") == ""
