@@ -157,7 +157,8 @@ def draw(results: Results) -> None:
         figure = Figure(figsize=(9.5, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2)
         for number, (rate, colour) in enumerate(zip(RATES, ("#3b82f6", "#e07b00", "#16a37b"), strict=True)):
-            cells = sorted(cell for cell in results if cell[1] == rate)
+            if not (cells := sorted(cell for cell in results if cell[1] == rate)):
+                continue
             at = [RANKS.index(rank) + (number - 1) * 0.12 for rank, _ in cells]  # side by side, or bars would hide bars
             style_of_line = {"color": colour, "marker": "os^"[number], "label": f"learning rate {rate:g}"}
             left.plot(at, column(results, cells, "validation_loss"), **style_of_line)
@@ -169,7 +170,7 @@ def draw(results: Results) -> None:
             ]
             right.errorbar(at, middle, yerr=bars, capsize=3, **style_of_line)
         left.set_ylabel("validation loss, nats a response token")
-        right.set_ylabel("ROUGE-L (F) on 249 held-out rows, 95 % interval")
+        right.set_ylabel("ROUGE-L (F), 95 % interval over rows")
         for axes in (left, right):
             axes.set_xticks(range(len(RANKS)), [str(rank) for rank in RANKS])
             axes.set_xlabel("rank")
