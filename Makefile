@@ -3,7 +3,7 @@
 # `make verify`     the committed run, made again in a clone and compared byte for byte
 # `make doctor`     can this machine run the active profile?
 # `make estimate`   what a run costs in time, memory and disk, before anything is fetched
-# `make experiments` what was tried, the best first
+# `make experiments`  what was tried, the best first
 # `make export`     the fine-tuned model as a folder of its own
 
 PYTHON ?= python3
@@ -30,7 +30,8 @@ export: $(VENV)/.installed
 # Columns that tell experiments apart, and scores whether they do or not; the lowest validation loss comes first.
 experiments: $(VENV)/.installed
 	@. $(BIN)/activate && dvc exp show --only-changed --sort-by val_loss --keep 'val_loss|rougeL|low|high' \
-		--drop 'Created|State|Executor|gain|trainable_parameters|data/|metrics/|models/'
+		--hide-failed --drop 'Created|Executor|gain|trainable_parameters|data/|metrics/|models/'
+
 # "What if" goes in ARGS: make estimate ARGS="--set profile=tinyllama --device H100"
 estimate: $(VENV)/.installed
 	@. $(BIN)/activate && python -m howto.estimate $(ARGS)
