@@ -1,4 +1,4 @@
-"""A full disk or a read-only folder: one line at every stage, nothing half-written is left, the next run ends well."""
+"""A full disk, a read-only folder: one line at every stage, nothing half-written is left, the next run ends well."""
 
 from __future__ import annotations
 
