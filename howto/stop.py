@@ -133,9 +133,13 @@ def _starter(above: list[Any]) -> int:
     import psutil
 
     try:
-        number = next(n for n, one in enumerate(above) if "DVC_STAGE" not in one.environ())
-        return number if os.getpgid(above[number].pid) == os.getpgid(0) else len(above)
-    except (psutil.NoSuchProcess, ProcessLookupError, StopIteration):  # it went between two questions
+        for number, one in enumerate(above):
+            if os.getpgid(one.pid) != os.getpgid(0):
+                break
+            if "DVC_STAGE" not in one.environ():
+                return number
+        return len(above)
+    except (psutil.NoSuchProcess, ProcessLookupError):  # it went between two questions
         return len(above)
     except (psutil.Error, PermissionError):
         return -1
