@@ -11,6 +11,8 @@ from typing import IO, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from howto.whole import named
+
 R = TypeVar("R", bound=BaseModel)
 
 
@@ -38,7 +40,7 @@ class Journal(Generic[R]):
 def journal(path: Path, kind: type[R]) -> Iterator[Journal[R]]:
     """Open the journal at `path`, or begin one. Whole records are taken up, up to the first line that is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with named(path), path.open("a+b") as file:
         file.seek(0)
         found, broken, end = _whole(file, kind)
         file.seek(0, os.SEEK_END)

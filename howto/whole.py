@@ -26,7 +26,7 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:  # type: ignore[typ
     aside = _aside(path)
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
     try:
-        with _named(path), aside.open(mode, encoding=encoding, newline=newline) as file:
+        with named(path), aside.open(mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -55,7 +55,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     aside, old = _aside(path), _aside(path)
     aside.mkdir()
     try:
-        with _named(path):
+        with named(path):
             yield aside
         if path.exists():
             path.rename(old)
@@ -66,7 +66,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named(path: Path) -> Iterator[None]:
     """Give an error of the operating system the name of what was to be written: that of a full disk has none."""
     try:
         yield
