@@ -1,16 +1,17 @@
-# `make run`        sets up, runs the whole pipeline, prints the comparison
-# `make test`       lint, types, tests
-# `make verify`     the committed run, made again in a clone and compared byte for byte
-# `make doctor`     can this machine run the active profile?
-# `make estimate`   what a run costs in time, memory and disk, before anything is fetched
+# `make run`          sets up, runs the whole pipeline, prints the comparison
+# `make test`         lint, types, tests
+# `make verify`       the committed run, made again in a clone and compared byte for byte
+# `make doctor`       can this machine run the active profile?
+# `make estimate`     what a run costs in time, memory and disk, before anything is fetched
 # `make experiments`  what was tried, the best first
-# `make export`     the fine-tuned model as a folder of its own
+# `make remote URL=...`, `make push`, `make pull`   data and models, shared (docs/remotes.md)
+# `make export`       the fine-tuned model as a folder of its own
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test verify export experiments estimate doctor clean
+.PHONY: run test verify doctor estimate experiments remote push pull export clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -23,22 +24,34 @@ test: $(VENV)/.installed-test
 verify: $(VENV)/.installed
 	@. $(BIN)/activate && python -m howto.verify $(if $(HERE),--here)
 
-# The fine-tuned model by itself, as a Hugging Face folder: models/exported, or OUTPUT=...
-export: $(VENV)/.installed
-	@. $(BIN)/activate && python -m howto.export $(if $(OUTPUT),--output $(OUTPUT))
+# It works before `make run` has set anything up, with what Python itself has.
+doctor:
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m howto.doctor; else $(PYTHON) -m howto.doctor; fi
+
+# "What if" goes in ARGS: make estimate ARGS="--set profile=tinyllama --device H100"
+estimate: $(VENV)/.installed
+	@. $(BIN)/activate && python -m howto.estimate $(ARGS)
 
 # Columns that tell experiments apart, and scores whether they do or not; the lowest validation loss comes first.
 experiments: $(VENV)/.installed
 	@. $(BIN)/activate && dvc exp show --only-changed --sort-by val_loss --keep 'val_loss|rougeL|low|high' \
 		--hide-failed --drop 'Created|Executor|gain|trainable_parameters|data/|metrics/|models/'
 
-# "What if" goes in ARGS: make estimate ARGS="--set profile=tinyllama --device H100"
-estimate: $(VENV)/.installed
-	@. $(BIN)/activate && python -m howto.estimate $(ARGS)
+# A folder, ssh://host/folder or s3://bucket/folder. LOCAL=1: for this clone alone. OPTIONS="keyfile=~/.ssh/id_store"
+remote: $(VENV)/.installed-remotes
+	@. $(BIN)/activate && python -m howto.remote add $(if $(LOCAL),--local) "$$URL" $(OPTIONS)
 
-# It works before `make run` has set anything up, with what Python itself has.
-doctor:
-	@if [ -x $(BIN)/python ]; then $(BIN)/python -m howto.doctor; else $(PYTHON) -m howto.doctor; fi
+# MEND=1: read back what lies there, and replace what is damaged
+push: $(VENV)/.installed-remotes
+	@. $(BIN)/activate && python -m howto.remote push $(if $(MEND),--mend)
+
+# TARGETS="fetch_model train": of these alone
+pull: $(VENV)/.installed-remotes
+	@. $(BIN)/activate && python -m howto.remote pull $(TARGETS)
+
+# The fine-tuned model by itself, as a Hugging Face folder: models/exported, or OUTPUT=...
+export: $(VENV)/.installed
+	@. $(BIN)/activate && python -m howto.export $(if $(OUTPUT),--output $(OUTPUT))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -49,6 +62,10 @@ $(VENV)/.installed: requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed requirements-test.lock
+$(VENV)/.installed-remotes: $(VENV)/.installed requirements-remotes.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-remotes.lock
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed-remotes requirements-test.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.lock
 	touch $@
