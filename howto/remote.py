@@ -78,7 +78,7 @@ def _add(url: str, options: list[str], local: bool) -> None:
     given = dict(option.split("=", 1) for option in options)
     shared = {name: value for name, value in given.items() if name in SHARED}
     personal = {name: value for name, value in given.items() if name not in SHARED}
-    settings = {"url": url, "verify": True, **SETTINGS[scheme], **shared}
+    settings = {"url": url, "verify": "true", **SETTINGS[scheme], **shared}
 
     from dvc.repo import Repo
 
@@ -134,13 +134,11 @@ def _push(mend: bool) -> None:
 def _pull(targets: list[str]) -> None:
     def pull(repo: Any, odb: Any, logged: Logged) -> str:
         from dvc.exceptions import DownloadError
-        from dvc_objects.errors import ObjectFormatError
 
+        _check_lists(repo, odb, targets)
         number = 0
         try:
             number = repo.fetch(targets or None, remote=_name(repo))
-        except ObjectFormatError as error:  # the list of a folder's files; nothing of that folder was taken
-            raise Stop(_damaged(odb, [_object_in(str(error))])) from error
         except DownloadError:
             if not all(isinstance(error, FileNotFoundError) for error in logged.errors):
                 raise
@@ -171,9 +169,22 @@ def _damaged(odb: Any, objects: list[str]) -> str:
     )
 
 
-def _object_in(message: str) -> str:
-    found = re.search(r"[0-9a-f]{32}(\.dir)?", message)
-    return found[0] if found else message
+def _check_lists(repo: Any, odb: Any, targets: list[str]) -> None:
+    """Check the lists of folders' files there: DVC believes what it reads of them on the remote."""
+    for out in repo.index.targets_view(targets or None).outs:
+        if out.hash_info and out.hash_info.isdir and _is_whole(odb, out.hash_info.value) is False:
+            raise Stop(_damaged(odb, [out.hash_info.value]))
+
+
+def _is_whole(where: Any, name: str) -> bool | None:
+    """Whether an object is what its name says; None if it is not there."""
+    from dvc_data.hashfile.hash import hash_file
+
+    try:
+        _, found = hash_file(where.oid_to_path(name), where.fs, where.hash_name)
+    except FileNotFoundError:
+        return None
+    return bool(found.value.removesuffix(".dir") == name.removesuffix(".dir"))
 
 
 def _push_what_is_missing(repo: Any, odb: Any) -> int:
@@ -188,20 +199,11 @@ def _push_what_is_missing(repo: Any, odb: Any) -> int:
 
 def _remove_damaged(repo: Any, odb: Any) -> int:
     """Remove from the remote what is not what its name says, if it is whole here; a push then brings it again."""
-    from dvc_data.hashfile.hash import hash_file
-
-    def whole(where: Any, name: str) -> bool | None:
-        try:
-            _, found = hash_file(where.oid_to_path(name), where.fs, where.hash_name)
-        except FileNotFoundError:
-            return None
-        return bool(found.value.removesuffix(".dir") == name.removesuffix(".dir"))
-
     used = sorted({info.value for infos in repo.used_objs(push=True).values() for info in infos})
     bar = tqdm(used, desc="reading back", unit="object", disable=not sys.stderr.isatty())
-    damaged = [name for name in bar if whole(odb, name) is False]
+    damaged = [name for name in bar if _is_whole(odb, name) is False]
     for name in damaged:
-        if not whole(repo.cache.local, name):
+        if not _is_whole(repo.cache.local, name):
             raise Stop(f"{_damaged(odb, [name])} (it is not whole in this clone)")
     for name in damaged:
         odb.delete(name)

@@ -57,12 +57,12 @@ def line_of(errors: list[BaseException], url: str, again: str) -> str | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it came from, the innermost first: that one knows most."""
-    found = []
-    while error is not None and error not in found:
-        found.append(error)
+    """The error and what it came from, the outermost first: what lies beneath may have been dealt with."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        yield error
         error = error.__cause__ or error.__context__
-    return reversed(found)
 
 
 def _line(error: BaseException, url: str, again: str) -> str | None:  # noqa: PLR0911

@@ -145,7 +145,7 @@ def test_a_server_that_goes_in_the_midst_of_a_pull_is_one_line_and_a_retry_compl
     store: Store, clone: Path, template: Path
 ) -> None:
     assert store.wire is not None
-    store.wire.cut_after(2_000_000)
+    store.wire.cut_after(3_900_000)
     stops(remote(clone, store, "pull"), "has gone", "`make pull` again")
     arrived = cached(clone)
     store.wire.mend()
