@@ -125,7 +125,9 @@ def _push(mend: bool) -> None:
         number = repo.push(remote=_name(repo)) + _push_what_is_missing(repo, odb)
         if logged.absent:
             raise Stop("some outputs are neither here nor on the remote; `dvc repro` makes them, then push again")
-        repo.stage_cache.push(_name(repo))
+        runs = repo.stage_cache.push(_name(repo))
+        for infos in repo.stage_cache.get_used_objs(runs).values():  # `dvc repro --pull` needs what the runs made too
+            repo.cloud.push(infos, remote=_name(repo))
         return f"{number} objects pushed" + (f", {mended} of them in the place of damaged ones" if mended else "")
 
     _with_remote("`make push`", push)
