@@ -246,7 +246,7 @@ def _stop_for(error: Exception, logged: Logged, url: str, again: str) -> Excepti
         return Stop(f"{url}: a package is missing; `pip install -r requirements-remotes.lock`, and {again} again")
     if line := line_of([*logged.errors, error], url, again):
         return Stop(line)
-    if logged.errors or isinstance(error, DvcException):
+    if logged.errors or isinstance(error, (DvcException, OSError)):
         first = logged.errors[0] if logged.errors else error
         return Stop(f"{url}: {' '.join(str(first).split()) or type(first).__name__}")
     return error
