@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import io
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -53,14 +52,6 @@ def edit_params(folder: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.count(old) == 1, f"params.yaml no longer has {old!r} once"
     path.write_text(text.replace(old, new), encoding="utf-8")
-
-
-def of_one_thread(finished: Path, folder: Path) -> Path:
-    """A copy whose commands compute in one thread: a second one gains a tiny model nothing, and costs a busy machine
-    much, as the two wait for one another at each step."""
-    copy = Path(shutil.copytree(finished, folder / "folder"))
-    edit_params(copy, "threads: 2 ", "threads: 1 ")
-    return copy
 
 
 @contextmanager

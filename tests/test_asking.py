@@ -26,7 +26,7 @@ from howto.asking import Stream
 from howto.rows import Row, read_rows
 from stages.infer import main
 from tests.conftest import ROOT, run_stage
-from tests.in_process import Done, edit_params, of_one_thread, run_here
+from tests.in_process import Done, edit_params, run_here
 
 FERN, VIOLIN = "How do I repot a fern?", "How do I tune a violin?"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
@@ -52,7 +52,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def finished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In place of the fixture of that name, which `workplace` copies, too."""
-    return of_one_thread(finished, tmp_path_factory.mktemp("asking"))
+    return Path(shutil.copytree(finished, tmp_path_factory.mktemp("asking") / "folder"))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from howto.export import main
 from howto.rows import Prediction, Row, read_rows, write_rows
 from tests.conftest import ROOT, run_stage
-from tests.in_process import Done, of_one_thread, run_here
+from tests.in_process import Done, run_here
 
 FILES = {
     "LICENSE",
@@ -59,7 +59,7 @@ def front_matter(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def finished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In place of the fixture of that name, which `workplace` copies, too."""
-    return of_one_thread(finished, tmp_path_factory.mktemp("finished"))
+    return Path(shutil.copytree(finished, tmp_path_factory.mktemp("finished") / "folder"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 
 from howto.rows import Prediction, Row, read_rows, write_rows
 from tests.conftest import ROOT, run_stage
-from tests.in_process import edit_params, of_one_thread
+from tests.in_process import edit_params
 
 STAGE = ["stages.infer", "--stage", "adapter"]
 PREDICTIONS = Path("data/predictions/adapter.jsonl")
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POS
 @pytest.fixture(scope="module")
 def whole(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A longer test, answered a few rows at once and by a run that nothing disturbed. Not to be changed."""
-    folder = of_one_thread(finished, tmp_path_factory.mktemp("whole"))
+    folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("whole") / "folder"))
     rows = read_rows(folder / "data/prepared/train.jsonl", Row)
     more = [row.model_copy(update={"id": f"{row.id}-{number}"}) for number in range(COPIES) for row in rows]
     write_rows(folder / "data/prepared/test.jsonl", more)
