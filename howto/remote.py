@@ -59,6 +59,8 @@ def main() -> None:
 
 
 def _add(url: str, options: list[str], local: bool) -> None:
+    if not url.strip():
+        raise Stop("no URL is given; a folder, ssh://host/folder or s3://bucket/folder, as in `make remote URL=...`")
     parsed = urlparse(url)
     scheme = parsed.scheme if parsed.netloc else ""
     if parsed.password is not None:
@@ -155,11 +157,24 @@ def _pull(targets: list[str]) -> None:
             )
         if not targets:
             repo.stage_cache.pull(_name(repo))
+            _keep_metrics(repo)
         stats = repo.checkout(targets or None)["stats"]
         changed = ", ".join(f"{count} files {what}" for what, count in stats.items() if count)
         return f"{number} objects pulled" + (f", {changed}" if changed else "")
 
     _with_remote("`make pull`", pull)
+
+
+def _keep_metrics(repo: Any) -> None:
+    """Put into the cache what git brings, metrics and plots: without them the run-cache gives back no run."""
+    from dvc_data.hashfile.hash import hash_file
+
+    for out in repo.index.outs:
+        if out.use_cache or not out.hash_info or repo.cache.local.exists(out.hash_info.value) or not out.exists:
+            continue
+        _, found = hash_file(out.fs_path, out.fs, repo.cache.local.hash_name)
+        if found == out.hash_info:
+            repo.cache.local.add(out.fs_path, out.fs, found.value)
 
 
 def _damaged(odb: Any, objects: list[str]) -> str:

@@ -15,7 +15,6 @@ from tests.remote_servers import Store
 from tests.test_remote_faults import STORES, add, call, remote, works
 
 SECRETS = {"access_key_id": "AWS_ACCESS_KEY_ID", "secret_access_key": "AWS_SECRET_ACCESS_KEY"}
-QUESTION = "How do I wash a kimono?"
 
 
 @pytest.fixture(scope="module", params=sorted(STORES))
@@ -90,14 +89,23 @@ def test_dvc_push_and_dvc_pull_do_as_well(store: Store, known: Path, tmp_path: P
     assert "up to date" in works(call(second, store, "dvc", "status"))
 
 
-def test_the_adapter_and_its_base_are_pulled_alone_and_answer(store: Store, origin: Path, clone: Path) -> None:
+@pytest.fixture(scope="module")
+def answer(known: Path) -> str:
+    """What the model says where everything is."""
+    return answer_in(known)
+
+
+def answer_in(folder: Path) -> str:
+    return works(call(folder, None, sys.executable, "-m", "stages.infer", "How do I wash a kimono?"))
+
+
+def test_the_adapter_and_its_base_are_pulled_alone_and_answer(
+    store: Store, origin: Path, clone: Path, answer: str
+) -> None:
     works(remote(clone, store, "pull", "train", "fetch_model"))
     assert outputs(clone) == {name: what for name, what in outputs(origin).items() if name.startswith("models/")}
     assert not (clone / "data").exists() and not (clone / ".dvc/cache/runs").exists()
-    answers = [
-        works(call(folder, None, sys.executable, "-m", "stages.infer", QUESTION)).strip() for folder in (clone, origin)
-    ]
-    assert answers[0] and answers[0] == answers[1]
+    assert answer.strip() and answer_in(clone) == answer
 
 
 def test_what_the_run_cache_holds_is_not_run_where_dvc_lock_was_lost(store: Store, origin: Path, clone: Path) -> None:
@@ -141,7 +149,7 @@ def test_no_secret_is_in_git_or_on_the_remote(store: Store, origin: Path) -> Non
     for name in would_commit.splitlines():
         content = (origin / name).read_bytes()
         assert not any(secret in content for secret in secrets), name
-    history = works(call(origin, None, "git", "log", "-p", "--all", "--text")).encode()
+    history = works(call(origin, None, "git", "log", "-p", "--all")).encode()
     assert b"url = " in history and not any(secret in history for secret in secrets)
 
     stored = store.names()
@@ -150,3 +158,9 @@ def test_no_secret_is_in_git_or_on_the_remote(store: Store, origin: Path) -> Non
     for name in stored:
         content = store.read(name)
         assert not any(secret in content for secret in secrets), name
+
+
+def test_make_remote_without_a_url_does_not_take_the_clone_itself(project: Path) -> None:
+    done = call(project, None, sys.executable, "-m", "howto.remote", "add", "")
+    assert done.returncode == 1 and "make remote URL=" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not works(call(project, None, "git", "status", "--short")) and not (project / ".dvc/config.local").exists()
