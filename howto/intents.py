@@ -15,6 +15,7 @@ from howto.stop import Stop
 NAMES = ("intent", "instruction", "input")  # what a field with the intent may be called
 CONTEXT = "context"
 NAMED = f"{', '.join(NAMES[:-1])} or {NAMES[-1]}"
+LONGEST_VALUE = 2**31 - 1  # characters in a CSV file: as many as Python's reader can be told everywhere
 
 
 class Intent(NamedTuple):
@@ -122,7 +123,7 @@ def _from_csv(name: str, data: bytes) -> tuple[list[Intent], list[str]]:
 def _csv_rows(data: bytes, name: str, bad: list[str]) -> Iterator[tuple[int, list[str]]]:
     """(line on which the row begins, values) of the rows that are not blank, as far as it is known where one begins."""
     text = data.decode("utf-8", "surrogateescape")
-    csv.field_size_limit(max(len(text), 1))
+    csv.field_size_limit(LONGEST_VALUE)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     while True:
         number = reader.line_num + 1

@@ -212,6 +212,7 @@ def s3_store(work: Path) -> Iterator[Store]:
     server.start()
     _, port = server.get_host_and_port()
     address = f"http://{LOOPBACK}:{port}"
+    _forget(address)
     wire = Wire(port)
     options: dict[str, Any] = {
         "endpoint_url": address,
@@ -269,4 +270,11 @@ def s3_store(work: Path) -> Iterator[Store]:
         )
     finally:
         wire.cut()
+        _forget(address)
         server.stop()
+
+
+def _forget(address: str) -> None:
+    """Let moto forget its users and buckets, and check nobody: it keeps both for all servers of a process."""
+    requests.post(f"{address}/moto-api/reset", timeout=10)
+    requests.post(f"{address}/moto-api/reset-auth", data=b"inf", timeout=10)
