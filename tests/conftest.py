@@ -115,19 +115,25 @@ def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="session")
-def known(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This project with the finished tiny run, as DVC and git know it. Not to be changed: see `project`."""
-    folder = tmp_path_factory.mktemp("known") / "project"
-    shutil.copytree(finished, folder)
+def copy_code(folder: Path, *, metrics: bool = False) -> None:
+    """Copy what git has, or would take, of this project, but dvc.lock; `metrics`: those that are not there yet too."""
     names = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         check=True, cwd=ROOT, capture_output=True, text=True,
     ).stdout.splitlines()  # fmt: skip
     for name in names:
-        if name != "dvc.lock" and not (folder / name).exists() and (ROOT / name).is_file():
+        wanted = name != "dvc.lock" and (metrics or not name.startswith("metrics/"))
+        if wanted and not (folder / name).exists() and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
+
+
+@pytest.fixture(scope="session")
+def known(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This project with the finished tiny run, as DVC and git know it. Not to be changed: see `project`."""
+    folder = tmp_path_factory.mktemp("known") / "project"
+    shutil.copytree(finished, folder)
+    copy_code(folder, metrics=True)
     for command in (
         ["git", "init", "-q"],
         ["dvc", "commit", "-q", "-f"],

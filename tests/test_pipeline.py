@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import copy_code
 from tests.test_reruns import line_of
 
 
@@ -46,14 +46,7 @@ def back(clone: Path) -> None:
 def clone(tmp_path_factory: pytest.TempPathFactory, small_params: str) -> Path:
     """The project in a git repository of its own, with a tiny embedded profile, run once and committed."""
     folder = tmp_path_factory.mktemp("project")
-    names = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        check=True, cwd=ROOT, capture_output=True, text=True,
-    ).stdout.splitlines()  # fmt: skip
-    for name in names:
-        if name != "dvc.lock" and not name.startswith("metrics/") and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
+    copy_code(folder)
     (folder / "params.yaml").write_text(small_params, encoding="utf-8")
     run(folder, "git", "init", "-q")
     ran = stages_run(run(folder, "dvc", "repro"))

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import copy_code
 from tests.test_pipeline import environment, run, stages_run
 
 OUTPUTS = ("models/base", "models/adapter", "data", "metrics", "log")
@@ -24,14 +24,7 @@ OUTPUTS = ("models/base", "models/adapter", "data", "metrics", "log")
 def laptop(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Path:
     """The project with a finished run, committed and pushed: origin.git and store lie beside it."""
     folder = tmp_path_factory.mktemp("machines") / "laptop"
-    names = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        check=True, cwd=ROOT, capture_output=True, text=True,
-    ).stdout.splitlines()  # fmt: skip
-    for name in names:
-        if name != "dvc.lock" and not name.startswith("metrics/") and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
+    copy_code(folder)
     for name in OUTPUTS:
         shutil.copytree(finished / name, folder / name)
     shutil.copyfile(finished / "params.yaml", folder / "params.yaml")
