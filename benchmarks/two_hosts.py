@@ -34,6 +34,7 @@ ADAPTER = "models/adapter/adapter_model.safetensors"
 INFER = [sys.executable, "-m", "stages.infer", "--stage", "base"]
 STAGE = [sys.executable, "-m", "stages.train"]
 PORT = "29511"
+LOST = {"second host": 0.5, "cable": 0.25, "first host": 0.75}  # after which share of the steps
 LONGEST = 900.0  # seconds that any of this may take
 
 
@@ -135,10 +136,10 @@ def ended(processes: tuple[subprocess.Popen[str], ...], since: float) -> list[fl
     return [found[number] for number in range(len(processes))]
 
 
-def wait_for_a_checkpoint(host: Host) -> int:
-    """Wait until training on the host has saved one; its step."""
+def wait_for_a_checkpoint(host: Host, at_least: int = 1) -> int:
+    """Wait until training on the host has saved one of that step or a later one; its step."""
     until = time.monotonic() + LONGEST
-    while not (step := newest_step(host)):
+    while (step := newest_step(host)) < at_least:
         if time.monotonic() > until:
             sys.exit("no checkpoint came:\n" + "\n".join(host.said()))
         time.sleep(0.02)
@@ -168,10 +169,10 @@ def train_to_the_end(hosts: tuple[Host, Host], first_command: list[str], wanted:
     return result
 
 
-def lose(hosts: tuple[Host, Host], first_command: list[str], what: str) -> dict[str, object]:
-    """Train, and lose in the midst the first host, the second one, or the cable; how those that are left end."""
+def lose(hosts: tuple[Host, Host], first_command: list[str], what: str, at_least: int) -> dict[str, object]:
+    """Train to a step, and lose the first host, the second one, or the cable; how those that are left end."""
     processes = both(hosts, first_command)
-    step = wait_for_a_checkpoint(hosts[0])
+    step = wait_for_a_checkpoint(hosts[0], at_least)
     start = time.monotonic()
     if what == "cable":
         hosts[1].plug("down")
@@ -232,18 +233,20 @@ def main() -> None:
         subprocess.run(command, cwd=folders[0], check=True, stdout=subprocess.DEVNULL)
         on_one_host = round(time.monotonic() - start, 1)
         wanted = sha256_of(folders[0] / ADAPTER)
+        steps = json.loads((folders[0] / "metrics/train.json").read_text(encoding="utf-8"))["steps"]
         shutil.rmtree(folders[0] / "models/adapter")
         with two_hosts((folders[0], folders[1])) as hosts:
             undisturbed = train_to_the_end(hosts, command, wanted)
             print(json.dumps(undisturbed), flush=True)
             losses = []
-            for what in ("second host", "cable", "first host"):
-                losses.append(lose(hosts, command, what))
+            for what, share in LOST.items():
+                losses.append(lose(hosts, command, what, int(share * steps)))
                 losses[-1]["next_run"] = train_to_the_end(hosts, command, wanted)
                 print(json.dumps(losses[-1]), flush=True)
             answered = infer(hosts)
     result: dict[str, object] = {
         **head("two_hosts"),
+        "steps": steps,
         "two_processes_on_one_host_seconds": on_one_host,
         "undisturbed": undisturbed,
         "losses": losses,

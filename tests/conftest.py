@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 os.environ["GOMP_SPINCOUNT"] = "1000"  # two processes of tests share the cores: waiting threads sleep soon
+os.environ["DVC_NO_ANALYTICS"] = "1"  # also in projects that a test begins with `dvc init`
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"
 
@@ -75,11 +77,30 @@ def wait_for_checkpoint(folder: Path, process: subprocess.Popen[Any]) -> None:
         time.sleep(0.02)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that one of pytest-xdist's processes makes, and the others wait for and share. Not to be changed."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, done = root / name / "folder", root / name / "done"
+    with FileLock(root / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(root / name, ignore_errors=True)
+            folder.mkdir(parents=True)
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, small_params: str) -> Path:
     """A folder in which every stage of a tiny embedded run has ended. Not to be changed: see `workplace`."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "params.yaml").write_text(small_params, encoding="utf-8")
+    return made_once(tmp_path_factory, "finished", lambda folder: run_every_stage(folder, small_params))
+
+
+def run_every_stage(folder: Path, params: str) -> None:
+    """Run all stages in an empty folder, one after the other and without DVC."""
+    (folder / "params.yaml").write_text(params, encoding="utf-8")
     for arguments in (
         ["stages.fetch_model"],
         ["stages.fetch_data"],
@@ -91,7 +112,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small_params: str) -> Pat
     ):
         done = run_stage(folder, *arguments)
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
-    return folder
 
 
 @pytest.fixture
@@ -131,18 +151,20 @@ def copy_code(folder: Path, *, metrics: bool = False) -> None:
 @pytest.fixture(scope="session")
 def known(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This project with the finished tiny run, as DVC and git know it. Not to be changed: see `project`."""
-    folder = tmp_path_factory.mktemp("known") / "project"
-    shutil.copytree(finished, folder)
-    copy_code(folder, metrics=True)
-    for command in (
-        ["git", "init", "-q"],
-        ["dvc", "commit", "-q", "-f"],
-        ["git", "add", "-A"],
-        ["git", "commit", "-qm", "run"],
-    ):
-        done = call(folder, *command)
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(finished, folder, dirs_exist_ok=True)
+        copy_code(folder, metrics=True)
+        for command in (
+            ["git", "init", "-q"],
+            ["dvc", "commit", "-q", "-f"],
+            ["git", "add", "-A"],
+            ["git", "commit", "-qm", "run"],
+        ):
+            done = call(folder, *command)
+            assert done.returncode == 0, f"{command}: {done.stderr}"
+
+    return made_once(tmp_path_factory, "known", make)
 
 
 @pytest.fixture
@@ -154,17 +176,20 @@ def project(known: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def by_two(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a somewhat longer run, trained by two processes of one thread each. Not to be changed."""
-    folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("by_two") / "folder"))
-    path = folder / "params.yaml"
-    text = path.read_text(encoding="utf-8")
-    for old, new in {
-        "processes: 1 ": "processes: 2 ",
-        "epochs: 1 ": "epochs: 8 ",
-        "micro_batch_size: 8 ": "micro_batch_size: 2 ",
-    }.items():
-        assert text.count(old) == 1, f"params.yaml no longer has {old!r} once"
-        text = text.replace(old, new)
-    path.write_text(text, encoding="utf-8")
-    done = run_stage(folder, "stages.train")
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(finished, folder, dirs_exist_ok=True)
+        path = folder / "params.yaml"
+        text = path.read_text(encoding="utf-8")
+        for old, new in {
+            "processes: 1 ": "processes: 2 ",
+            "epochs: 1 ": "epochs: 8 ",
+            "micro_batch_size: 8 ": "micro_batch_size: 2 ",
+        }.items():
+            assert text.count(old) == 1, f"params.yaml no longer has {old!r} once"
+            text = text.replace(old, new)
+        path.write_text(text, encoding="utf-8")
+        done = run_stage(folder, "stages.train")
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+
+    return made_once(tmp_path_factory, "by_two", make)

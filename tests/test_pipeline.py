@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import copy_code
 from tests.test_reruns import line_of
 
 
@@ -43,17 +42,9 @@ def back(clone: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory, small_params: str) -> Path:
-    """The project in a git repository of its own, with a tiny embedded profile, run once and committed."""
-    folder = tmp_path_factory.mktemp("project")
-    copy_code(folder)
-    (folder / "params.yaml").write_text(small_params, encoding="utf-8")
-    run(folder, "git", "init", "-q")
-    ran = stages_run(run(folder, "dvc", "repro"))
-    assert sorted(ran) == ["evaluate", "fetch_data", "fetch_model", "infer@adapter", "infer@base", "prepare", "train"]
-    run(folder, "git", "add", "-A")
-    run(folder, "git", "commit", "-qm", "run")
-    return folder
+def clone(known: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with a finished tiny run, whose changes each test takes back."""
+    return Path(shutil.copytree(known, tmp_path_factory.mktemp("project") / "clone", symlinks=True))
 
 
 def test_a_second_repro_runs_no_stage(clone: Path) -> None:
