@@ -16,6 +16,7 @@ from filelock import FileLock
 
 os.environ["GOMP_SPINCOUNT"] = "1000"  # two processes of tests share the cores: waiting threads sleep soon
 os.environ["DVC_NO_ANALYTICS"] = "1"  # also in projects that a test begins with `dvc init`
+pytest_plugins = ["tests.fetching"]  # its fixtures
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"
 
