@@ -16,6 +16,8 @@ GRACE = 5.0  # seconds after a signal until a process that is deep in a library 
 LOOK = 0.5  # seconds between two looks at whether DVC is still there
 RANK = "HOWTO_RANK"  # of a process that another one started; see `group`
 NOTHING_KEPT = "nothing half-written was kept"
+OUT_OF_MEMORY = "out of memory; lower the batch size in params.yaml, or free memory"
+NO_ROOM_FOR_A_LIBRARY = ("failed to map segment", "annot allocate memory")  # what the linker says
 
 
 class Stop(Exception):
@@ -51,7 +53,12 @@ def stops_cleanly(main: Callable[[], None]) -> Callable[[], None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
         except MemoryError:
-            _end("out of memory; lower the batch size in params.yaml, or free memory", 1)
+            _end(OUT_OF_MEMORY, 1)
+        except ImportError as error:
+            if not any(words in str(error) for words in NO_ROOM_FOR_A_LIBRARY):
+                raise
+            print(f"error: {OUT_OF_MEMORY}", file=sys.stderr, flush=True)
+            os._exit(1)  # what libraries do at the end, with no memory, fails with stack traces
         except OSError as error:
             _end(_of_the_machine(error), 1)
         except RuntimeError as error:
@@ -168,7 +175,9 @@ def _of_the_machine(error: OSError) -> str:
     """The line for an error that the operating system gave; raises `error` again if it is none of the known ones."""
     where = error.filename2 or error.filename or "a file"  # the second is where a copy goes to
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}: the disk is full; free space and run again (nothing half-written was kept)"
+        return f"{where}: the disk is full; free space and run again ({NOTHING_KEPT})"
+    if error.errno == errno.ENOMEM:
+        return OUT_OF_MEMORY
     if isinstance(error, PermissionError):
         return f"{where}: no permission; change the owner or the mode of the file"
     if error.errno == errno.EROFS:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import ROOT, run_stage, wait_for_checkpoint
+from tests.conftest import ROOT, call, run_stage, wait_for_checkpoint
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 FILES = ("models/adapter/adapter_model.safetensors", "metrics/train.json", "metrics/train_loss.csv")
@@ -98,6 +98,32 @@ def main():
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2 * 10**9)  # one long call into C: Python runs no handler before it returns
 main()
 """
+
+
+CROWDED = """
+import mmap, resource, sys
+from howto.stop import stops_cleanly
+@stops_cleanly
+def main():
+    pages = int(open("/proc/self/statm").read().split()[0])
+    most = pages * resource.getpagesize() + (60 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    if sys.argv[1] == "library":
+        import torch  # noqa: F401
+    elif sys.argv[1] == "bytes":
+        bytearray(1 << 30)
+    else:
+        mmap.mmap(-1, 1 << 30)
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+@pytest.mark.parametrize("what", ["library", "bytes", "mapping"])
+def test_no_memory_is_one_line(what: str) -> None:
+    done = call(ROOT, sys.executable, "-c", CROWDED, what)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: out of memory; lower the batch size in params.yaml, or free memory\n"
 
 
 def test_a_process_that_is_deep_in_a_library_ends_within_seconds(tmp_path: Path) -> None:
