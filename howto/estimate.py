@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from howto import costs
@@ -109,7 +109,7 @@ def estimate(params: Params, told: Told, speed: Speed, *, gpus: int, is_gpu: boo
         "train": _train(params, known, speed, itemsize, gpus=gpus, shards=shards, is_gpu=is_gpu),
     }
     for model in ("base", "adapter"):
-        stages[f"infer@{model}"] = _infer(params, known, speed, itemsize, model, is_gpu=is_gpu)
+        stages[f"infer@{model}"] = _infer(params, known, speed, itemsize, model, gpus=gpus, is_gpu=is_gpu)
     stages["evaluate"] = Cost(
         LIGHT_START + known.test.count / EVALUATED_A_SECOND * params.section(Evaluate).resamples / 10_000,
         LIGHT + known.test.count * EVALUATE_BYTES_A_ROW,
@@ -228,15 +228,17 @@ def _measured_before(params: Params) -> float | None:
         return None
 
 
-def _infer(params: Params, known: Known, speed: Speed, itemsize: int, model: str, *, is_gpu: bool) -> Cost:
+def _infer(params: Params, known: Known, speed: Speed, itemsize: int, model: str, *, gpus: int, is_gpu: bool) -> Cost:
+    """Of one process for each GPU, with its part of the rows."""
     shape, lora, profile = known.shape, params.section(Train).lora, params.section(ProfileInfer)
     decoding = profile.decoding(params.section(Infer))
     asked = Rows(known.test.count * len(decoding.seeds), known.test.tokens, known.test.response)
-    slots, new = min(profile.batch_size, asked.count), known.new[model]
+    part, rows = replace(asked, count=-(-asked.count // gpus)), replace(known.test, count=-(-known.test.count // gpus))
+    slots, new = min(profile.batch_size, part.count), known.new[model]
     held = _answering_memory(params, known, itemsize, slots)
     longest = min(float(decoding.max_new_tokens), 2.5 * new)
-    work = costs.answering_work(shape, lora, asked, new, itemsize, slots=slots, longest=longest)
-    references = costs.forward_work(shape, lora, known.test, itemsize, logits=known.test.response)
+    work = costs.answering_work(shape, lora, part, new, itemsize, slots=slots, longest=longest)
+    references = costs.forward_work(shape, lora, rows, itemsize, logits=rows.response)
     return Cost(
         HEAVY_START + speed.seconds(work, few=True) + speed.seconds(references),
         HEAVY + (0 if is_gpu else held),

@@ -24,7 +24,7 @@ from howto.adapter import add_adapter, save_adapter
 from howto.batches import Example
 from howto.embedded.base_model import CONTEXT as EMBEDDED_CONTEXT
 from howto.engine import Engine
-from howto.estimate import estimate, main
+from howto.estimate import HEAVY_START, estimate, main
 from howto.known import Told, find_out
 from howto.memory import Kept
 from howto.params.file import read_params
@@ -41,6 +41,7 @@ from howto.shapes import (
 from howto.slots import Slots, use_slots
 from howto.speed import published_speed
 from howto.stop import Stop
+from howto.what_if import changed_params
 from tests.conftest import ROOT
 from tests.in_process import Done, edit_params, run_here
 
@@ -256,7 +257,7 @@ def test_what_if(fresh: Path) -> None:
     ).stdout
     assert (
         "sharded over 8 (FSDP)" in large
-        and "infer does not fit on one H100 (195 GiB of 74.5 GiB): not even one row would" in " ".join(large.split())
+        and "infer does not fit on one H100 (178 GiB of 74.5 GiB): not even one row would" in " ".join(large.split())
     )
     alone = " ".join(told(fresh, "--config", "llama-3.1-8b", "--device", "H100").stdout.split())
     assert "train does not fit on 1 x H100: micro_batch_size: 8 would" in alone
@@ -338,6 +339,15 @@ def test_the_whole_run_is_the_sum_of_its_stages(fresh: Path, monkeypatch: pytest
     total = made.total()
     assert total.seconds == sum(stage.seconds for stage in made.stages.values())
     assert total.on_gpu == max(stage.on_gpu for stage in made.stages.values())
+
+
+def test_gpus_share_the_answers_of_many_rows(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(fresh)
+    params, speed = changed_params(["profile=tinyllama"]), published_speed("H100", "bfloat16")
+    one, eight = (estimate(params, Told(rows=1_000_000), speed, gpus=gpus, is_gpu=True).stages for gpus in (1, 8))
+    for name in ("infer@base", "infer@adapter"):
+        assert eight[name].seconds - HEAVY_START == pytest.approx((one[name].seconds - HEAVY_START) / 8, rel=0.01)
+        assert eight[name].on_gpu == one[name].on_gpu and eight[name].disk == one[name].disk
 
 
 def test_no_stage_depends_on_it() -> None:
