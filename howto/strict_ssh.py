@@ -9,10 +9,8 @@ from typing import Any
 
 from dvc_ssh import SSHFileSystem
 
-ALIVE_EVERY, ALIVE_TIMES = (
-    10,
-    3,
-)  # seconds between questions whether the server is there; unanswered ones until it is not
+ALIVE_EVERY = 10  # seconds between questions whether the server is there
+ALIVE_TIMES = 3  # unanswered ones until it is not
 
 
 class StrictSSH(SSHFileSystem):  # type: ignore[misc]  # DVC has no types

@@ -33,12 +33,16 @@ def free_port() -> int:
 
 @dataclass
 class Wire:
-    """A port that leads to `target`, until it is cut: then it is as if the machine behind it were gone."""
+    """A port that leads to `target`, until it is cut: then it is as if the machine behind it were gone.
+
+    Or until it is silent: connections stay, new ones come about, and nothing passes.
+    """
 
     target: int
     port: int = field(default_factory=free_port)
     passed: int = 0  # bytes, both ways
     cut_at: int | None = None
+    silent_at: int | None = None
     _listener: socket.socket | None = None
     _ends: list[socket.socket] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -46,13 +50,17 @@ class Wire:
     def mend(self) -> None:
         """Open the port, with nothing passed yet and no cut to come."""
         self.cut()
-        self.passed, self.cut_at = 0, None
+        self.passed, self.cut_at, self.silent_at = 0, None, None
         self._listener = socket.create_server((LOOPBACK, self.port))
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def cut_after(self, number: int) -> None:
         """Let so many more bytes pass, then cut."""
         self.cut_at = self.passed + number
+
+    def silent_after(self, number: int) -> None:
+        """Let so many more bytes pass, and then no more."""
+        self.silent_at = self.passed + number
 
     def cut(self) -> None:
         with self._lock:
@@ -84,7 +92,8 @@ class Wire:
                 if self.cut_at is not None and self.passed > self.cut_at:
                     self.cut()
                     return
-                sink.sendall(block)
+                if self.silent_at is None or self.passed <= self.silent_at:
+                    sink.sendall(block)
             sink.shutdown(socket.SHUT_WR)
 
 

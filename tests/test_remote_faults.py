@@ -141,6 +141,22 @@ def test_a_server_that_goes_in_the_midst_of_a_push_is_one_line_and_a_retry_compl
 
 
 @with_a_server
+def test_a_server_that_falls_silent_is_given_up_and_a_retry_completes(
+    store: Store, clone: Path, template: Path
+) -> None:
+    if store.kind == "s3":
+        works(call(clone, store, "dvc", "remote", "modify", "--local", "store", "read_timeout", "1"))
+    assert store.wire is not None
+    store.wire.silent_after(3_000_000)
+    stops(remote(clone, store, "pull"), "has gone", "`make pull` again")
+    arrived = cached(clone)
+    store.wire.mend()
+    assert len(arrived) < FILES and all_whole(arrived) and not (clone / "data").exists()
+    works(remote(clone, store, "pull"))
+    assert has_all(clone, template)
+
+
+@with_a_server
 def test_a_server_that_goes_in_the_midst_of_a_pull_is_one_line_and_a_retry_completes(
     store: Store, clone: Path, template: Path
 ) -> None:
