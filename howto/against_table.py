@@ -29,7 +29,7 @@ def print_comparison(found: Comparison, said: list[str], shown: int) -> None:
     console.print(_scores(found))
     console.print(
         f"{capital(found.of.name)} is better in {found.wins} rows, equal in {found.ties} and worse in {found.losses}; "
-        f"p = {found.p_value:.4g} (paired permutations).",
+        f"p = {found.p_value:.2g} (paired permutations).",
         **PLAIN,
     )
     for line in _remarks(found):
