@@ -60,9 +60,18 @@ def main() -> None:
 
 
 def hit(whole: Undisturbed, aim: Aim) -> dict[str, object]:
-    """A trial that hits something: earlier, if DVC has ended by then, or no stage is at work."""
+    """A trial that hits something: earlier, if DVC has ended by then, or no stage is at work.
+
+    How fast the machine is changes; the moment is then the same share of what the run took this time.
+    """
+    share = aim.seconds / whole.times[aim.stage].seconds
     while str((found := trial(whole, aim))["hit"]).startswith("nothing"):
-        aim = replace(aim, seconds=0.7 * aim.seconds)
+        share *= 0.9
+        seconds = 0.7 * aim.seconds
+        if not aim.after_its_end and isinstance(took := found["until_then_seconds"], float):
+            whole.times[aim.stage] = replace(whole.times[aim.stage], seconds=took)
+            seconds = share * took
+        aim = replace(aim, seconds=seconds)
     return found
 
 

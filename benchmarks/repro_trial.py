@@ -133,8 +133,10 @@ def trial(whole: Undisturbed, aim: Aim) -> dict[str, object]:
     """Kill as aimed, look at what is left, and complete the run."""
     whole.go_back_to(aim.stage)
     log = whole.folder / "said.txt"
+    began = time.monotonic()
     with whole.start(log) as dvc:
         wait_for_the_moment(dvc, aim)
+        until_then = time.monotonic() - began
         there = stage_processes(dvc)
         family = psutil.Process(dvc.pid).children(recursive=True) if _lives(dvc) else []
         hit = send(dvc, there, aim)
@@ -154,6 +156,7 @@ def trial(whole: Undisturbed, aim: Aim) -> dict[str, object]:
         "after_seconds": round(aim.seconds, 2),
         "counted_from": "the stage's end" if aim.after_its_end else "DVC's start",
         "hit": hit,
+        "until_then_seconds": round(until_then, 2),
         "dvc_status": dvc.returncode,
         "stack_trace": said[said.index("Traceback") :][-300:] if "Traceback" in said else "",
         "seconds_until_all_ended": None if goes_on_rightly else round(seconds, 1),
@@ -174,7 +177,9 @@ def wait_for_the_moment(dvc: subprocess.Popen[str], aim: Aim) -> None:
             time.sleep(LOOK)
         while _lives(dvc) and stage_processes(dvc, aim.stage):
             time.sleep(LOOK / 4)
-    time.sleep(aim.seconds)
+    until = time.monotonic() + aim.seconds
+    while _lives(dvc) and (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, LOOK))
     while aim.target == "stage" and _lives(dvc) and not stage_processes(dvc):
         time.sleep(LOOK)
 
