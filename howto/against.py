@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from howto.asking import check_output
 from howto.certainty import bootstrap_interval, permutation_p_value
 from howto.params.evaluate import Evaluate
 from howto.params.file import Params
@@ -104,6 +105,8 @@ def print_against(params: Params, arguments: argparse.Namespace) -> None:
     """
     from howto.against_table import print_comparison
 
+    if arguments.json:
+        check_output(arguments.json)
     of = working_tree() if arguments.of is None else revision(arguments.of)
     found = compare(revision(arguments.against), of, params.section(Evaluate))
     print_comparison(found, [verdict(found), sensitivity(found)], arguments.show or 0)

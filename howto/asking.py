@@ -61,7 +61,7 @@ def ask(params: Params, arguments: argparse.Namespace, base: Path) -> None:
         if not intents:
             raise Stop(f"{arguments.input}: no intent in it; write one a line")
         if arguments.output:
-            _check_output(arguments.output)
+            check_output(arguments.output)
     elif arguments.intent is not None:
         asked = _from_person(arguments.intent, arguments.context)
     models = ("base", "adapter") if arguments.compare else (arguments.model,)
@@ -262,7 +262,7 @@ def answer_file(person: Person, intents: list[Intent], output: Path) -> list[Int
     return _without(intents, inputs)
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
     """Stop where no file can be written, before there is work that would be lost."""
     above = next(folder for folder in output.absolute().parents if folder.exists())
     if not above.is_dir() or (output.exists() and not output.is_file()):

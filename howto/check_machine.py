@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from howto.container import CGROUP, free_in_container
 from howto.cpu import cpu
 from howto.finding import OK, PROBLEM, WARNING, Asked, Finding, gib, output_of
 
@@ -21,7 +22,6 @@ OUTPUTS = ("models/base", "models/adapter", "data/raw", "data/prepared", "data/p
 ENVIRONMENT = 7e9  # bytes that .venv takes with torch's CUDA libraries; 2 GB without
 DRIVER = Path("/proc/driver/nvidia/version")
 RECORDED = Path("metrics/machine.json")
-CGROUP = Path("/sys/fs/cgroup")
 # Asked of a process of its own: a torch that is broken, or built for another CPU, ends that one alone.
 TORCH = """
 import json, torch
@@ -168,12 +168,7 @@ def available_memory() -> float:
         import psutil
 
         free.append(float(psutil.virtual_memory().available))
-    try:
-        limit = float((CGROUP / "memory.max").read_text(encoding="ascii"))
-        free.append(limit - float((CGROUP / "memory.current").read_text(encoding="ascii")))
-    except (OSError, ValueError):  # no container, or no limit
-        pass
-    return min(free)
+    return min(free + [float(one) for one in free_in_container()])
 
 
 def check_cores(asked: Asked) -> list[Finding]:

@@ -34,8 +34,12 @@ EXTRAS = {
     "webdavs": "dvc_webdav",
 }
 # A process of its own, so that a remote which never answers can be given up.
-ASK_REMOTE = """
+ASK_REMOTE = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from dvc.repo import Repo
+from howto.remote import check_host_keys
+check_host_keys()
 remote = Repo(".").cloud.get_remote()
 print(remote.fs.exists(remote.path))
 """
@@ -55,12 +59,12 @@ def check_hub(asked: Asked) -> list[Finding]:
 
 def _all_at_once(wanted: list[tuple[str, str, str]]) -> list[Finding]:
     """Ask for each in a thread of its own, that is given up after a while: looking up a name knows no time-out."""
-    answers: dict[str, Finding] = {}
+    answers: dict[int, Finding] = {}
     threads = []
-    for kind, name, path in wanted:
+    for number, (kind, name, path) in enumerate(wanted):
 
-        def ask(kind: str = kind, name: str = name, path: str = path) -> None:
-            answers[name] = _ask(kind, name, path)
+        def ask(number: int = number, kind: str = kind, name: str = name, path: str = path) -> None:
+            answers[number] = _ask(kind, name, path)
 
         threads.append(threading.Thread(target=ask, daemon=True))
         threads[-1].start()
@@ -69,7 +73,10 @@ def _all_at_once(wanted: list[tuple[str, str, str]]) -> list[Finding]:
         thread.join(max(0.0, until - time.monotonic()))
     silent = "no answer; perhaps its name cannot be looked up"
     to_do = f"check the network, the DNS and HF_ENDPOINT, {EMBEDDED}"
-    return [answers.get(name) or Finding(PROBLEM, f"hub, {name}", silent, to_do) for _, name, _ in wanted]
+    return [
+        answers.get(number) or Finding(PROBLEM, f"hub, {name}", silent, to_do)
+        for number, (_, name, _) in enumerate(wanted)
+    ]
 
 
 def _wanted(asked: Asked) -> Any:

@@ -147,21 +147,32 @@ def activation_bytes(shape: Shape, lora: Lora, itemsize: int, *, dropout: bool, 
 
 
 def training_memory(
-    shape: Shape, lora: Lora, itemsize: int, *, tokens: float, response: float, again: bool, shards: int = 1
+    shape: Shape,
+    lora: Lora,
+    itemsize: int,
+    *,
+    tokens: float,
+    response: float,
+    again: bool,
+    shards: int = 1,
+    margin: float = 1.0,
 ) -> float:
     """Bytes that training holds at most; `tokens` (`response` of them with a label) are those of a micro-batch.
+
+    With a `margin` of MARGIN it is what has to be there: the stage starts with no less beside weights and adapter.
 
     The base's weights; of the adapter itself, its gradient, AdamW's two moments and the kept one, all float32; the
     activations, with the gradients of the widest ones beside them; and a chunk of logits, three times. `shards`: so
     many devices each hold a part of the weights, and two layers as a whole while these are computed.
     """
-    weights = shape.parameters() * itemsize
+    resident, whole_layers = shape.parameters() * itemsize, 0
     if shards > 1:
-        weights = weights // shards + 2 * shape.in_layers() // shape.layers * itemsize
+        resident, whole_layers = resident // shards, 2 * shape.in_layers() // shape.layers * itemsize
+    resident += 4 * trainable(shape, lora)
     kept = activation_bytes(shape, lora, itemsize, dropout=lora.dropout > 0, again=again)
     wide = 4 * shape.intermediate * itemsize
     logits = OF_CHUNK * 4 * min(CHUNK, response * shape.vocabulary)
-    return weights + 5 * 4 * trainable(shape, lora) + tokens * (kept + wide) + logits
+    return resident + margin * (whole_layers + 4 * 4 * trainable(shape, lora) + tokens * (kept + wide) + logits)
 
 
 def answering_memory(shape: Shape, lora: Lora, itemsize: int, *, slots: int, longest: float) -> float:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ENTERING = 2**13  # tokens of prompts that are computed at once
 AT_ONCE = 8  # new rows wait until one in so many slots is free: a forward pass for each would cost more
 LOGITS = 2**24  # that are held at once where references are scored: 64 MiB in float32
+SCORED = 2**14  # tokens of prompts and references that are computed at once, if not of a single row
 
 
 @dataclass(frozen=True)
@@ -214,14 +215,14 @@ class Decoder:
 
 
 def _parts(examples: Sequence[Example], most: int) -> Iterator[list[Example]]:
-    """The examples, in their order, in parts of at most `most` response tokens, or of one."""
+    """The examples, in their order, in parts of at most `most` response tokens and SCORED tokens in all, or of one."""
     part: list[Example] = []
-    size = 0
+    size = whole = 0
     for example in examples:
-        size += len(example.completion)
-        if part and size > most:
+        size, whole = size + len(example.completion), whole + len(example)
+        if part and (size > most or whole > SCORED):
             yield part
-            part, size = [], len(example.completion)
+            part, size, whole = [], len(example.completion), len(example)
         part.append(example)
     if part:
         yield part

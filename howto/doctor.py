@@ -111,6 +111,8 @@ def verdict(findings: list[Finding]) -> str:
     """The last line."""
     problems, warnings = (sum(f.level == level for f in findings) for level in (PROBLEM, WARNING))
     counted = f"{problems} problem{'' if problems == 1 else 's'}, {warnings} warning{'' if warnings == 1 else 's'}"
+    if problems and all(f.what.startswith("DVC's remote") for f in findings if f.level == PROBLEM):
+        return f"{counted}: a run would get through, `make push` and `make pull` would not"
     if problems:
         return f"{counted}: a run would not get through"
     if not any(f.what == "params.yaml" and f.level == OK for f in findings):

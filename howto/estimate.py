@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,7 +93,7 @@ def estimate(params: Params, told: Told, speed: Speed, *, gpus: int, is_gpu: boo
     shape, lora = known.shape, params.section(Train).lora
     itemsize = BYTES[params.section(ProfileMachine).precision]
     weights = shape.parameters() * itemsize
-    training = _training_memory(params, known, itemsize, gpus=gpus)
+    training = _training_memory(params, known, itemsize, gpus=gpus, margin=costs.MARGIN)
     wanted = bool(params.value(f"profiles.{params.profile}.train").get("fsdp"))
     shards = gpus if is_gpu and gpus > 1 and (wanted or training + CONTEXT > speed.memory) else 1
     stages = {
@@ -125,10 +127,11 @@ def estimate(params: Params, told: Told, speed: Speed, *, gpus: int, is_gpu: boo
             notes.append(f"infer does not fit on one {speed.name} ({_size(most)} of {_size(speed.memory)}): {what}")
         if shards > 1 and not wanted:
             notes.append(
-                f"a whole copy takes {_size(training + CONTEXT)} in training, more than one {speed.name} has: the "
+                f"a whole copy wants {_size(training + CONTEXT)} in training, more than one {speed.name} has: the "
                 f"weights are taken as sharded over {shards} (FSDP), {_size(weights / shards)} each"
             )
-        if stages["train"].on_gpu > speed.memory:
+        wanted_of_each = _training_memory(params, known, itemsize, gpus=gpus, shards=shards, margin=costs.MARGIN)
+        if CONTEXT + wanted_of_each > speed.memory:
             notes.append(f"train does not fit on {gpus} x {speed.name}: {_what_fits(params, known, speed, gpus)}")
     return Estimate(known, speed, gpus, shards, trainable(shape, lora), stages, notes)
 
@@ -160,7 +163,15 @@ def _fetch_model(params: Params, known: Known, speed: Speed) -> Cost:
 
 
 def _training_memory(
-    params: Params, known: Known, itemsize: int, *, gpus: int = 1, shards: int = 1, size: int = 0, again: bool = False
+    params: Params,
+    known: Known,
+    itemsize: int,
+    *,
+    gpus: int = 1,
+    shards: int = 1,
+    size: int = 0,
+    again: bool = False,
+    margin: float = 1.0,
 ) -> float:
     """Of one process, for its largest micro-batch: all rows as long as the longest. `size` and `again` stand for
     micro_batch_size and gradient_checkpointing, where others than those of params.yaml are tried."""
@@ -175,6 +186,7 @@ def _training_memory(
         response=tokens * known.train.response / known.train.tokens,
         again=again or profile.gradient_checkpointing,
         shards=shards,
+        margin=margin,
     )
 
 
@@ -183,7 +195,9 @@ def _what_fits(params: Params, known: Known, speed: Speed, gpus: int) -> str:
     profile, itemsize = params.section(ProfileTrain), BYTES[params.section(ProfileMachine).precision]
     for again in (False, True):
         for size in range(profile.micro_batch_size, 0, -1):
-            held = _training_memory(params, known, itemsize, gpus=gpus, shards=gpus, size=size, again=again)
+            held = _training_memory(
+                params, known, itemsize, gpus=gpus, shards=gpus, size=size, again=again, margin=costs.MARGIN
+            )
             if profile.batch_size % size == 0 and held + CONTEXT <= speed.memory:
                 more = " and gradient_checkpointing: true" if again and not profile.gradient_checkpointing else ""
                 return f"micro_batch_size: {size}{more} would"
@@ -351,7 +365,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=_count, default=None, help="so many of them (default: train.processes)")
     parser.add_argument("--config", metavar="FILE", help="a config.json, or the name of a published shape")
     parser.add_argument("--rows", type=_count, help="raw rows")
-    parser.add_argument("--tokens-per-row", type=float, metavar="T")
+    parser.add_argument("--tokens-per-row", type=_above_zero, metavar="T")
     parser.add_argument("--rank", type=_count, help="as --set train.lora.r=")
     parser.add_argument("--length", type=_count, help="as --set train.max_length=")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a value of params.yaml")
@@ -380,11 +394,18 @@ def main() -> None:
     show(estimate(params, told, speed, gpus=gpus, is_gpu=is_gpu), params, is_gpu=is_gpu)
 
 
+def _above_zero(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+
+
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    with suppress(ValueError):
+        if (value := int(text)) > 0:
+            return value
+    raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
 
 
 if __name__ == "__main__":

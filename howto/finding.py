@@ -50,7 +50,13 @@ def output_of(*command: str, seconds: float = SECONDS) -> tuple[int, str, str]:
         return 127, "", "not there"
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=seconds
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+            start_new_session=True,  # without the terminal: what asks for a password there would leave it without echo
         )
     except subprocess.TimeoutExpired:
         return -1, "", f"no answer within {seconds:g} s"

@@ -127,8 +127,9 @@ def joined(
         if size == 1:
             yield group
             return
-        on_one_host = told == str(size)
-        with nullcontext() if on_one_host else pulse(rank, size), _meeting(group, patience):
+        several_hosts = told not in (None, str(size))
+        alive = nullcontext() if told == str(size) else pulse(rank, size)
+        with alive, _meeting(group, patience, several_hosts=several_hosts):
             yield group
     except Stop:
         if local_rank:
@@ -137,11 +138,11 @@ def joined(
 
 
 @contextmanager
-def _meeting(group: Group, patience: timedelta) -> Iterator[None]:
+def _meeting(group: Group, patience: timedelta, *, several_hosts: bool) -> Iterator[None]:
     on = group.device
     if on.type == "cuda":
         torch.cuda.set_device(on)
-    _use_the_network_of(os.environ["MASTER_ADDR"])
+    _use_the_network_of(os.environ["MASTER_ADDR"], several_hosts=several_hosts)
     try:
         distributed.init_process_group(
             "nccl" if on.type == "cuda" else "gloo", timeout=patience, device_id=on if on.type == "cuda" else None
@@ -163,10 +164,14 @@ def _lost(seconds: float = WORD) -> BaseException:
     return SystemExit(LOST)
 
 
-def _use_the_network_of(address: str) -> None:
+def _use_the_network_of(address: str, *, several_hosts: bool) -> None:
     """Let the processes talk over the network on which the first one is reached, and over no other.
 
-    Left alone, gloo takes the one that this host's own name leads to, which often is none that others reach.
+    Left alone, gloo takes the one that this host's own name leads to, which often is none that others reach; NCCL
+    chooses by itself.
+
+    Raises:
+        Stop: there are other hosts, and the address is one of this host alone.
     """
     try:
         family, _, _, _, target = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
@@ -179,4 +184,9 @@ def _use_the_network_of(address: str) -> None:
         if any(one.address.split("%")[0] == own for one in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
             if ipaddress.ip_address(own).is_loopback:
+                if several_hosts:
+                    raise Stop(
+                        f"{address} (MASTER_ADDR) is an address that other hosts cannot reach; "
+                        "give the first host's address on the network that joins them"
+                    )
                 os.environ.setdefault("NCCL_SOCKET_IFNAME", name)

@@ -208,13 +208,20 @@ def _rows_in(files: list[Path]) -> tuple[int, float]:
     for path in files:
         here = float(path.stat().st_size)
         if path.suffix == ".parquet":
+            from pyarrow import ArrowException
             from pyarrow.parquet import read_metadata
 
-            count = read_metadata(path).num_rows
+            try:
+                count = read_metadata(path).num_rows
+            except ArrowException as error:
+                raise Stop(f"{path}: not a Parquet file that can be read ({' '.join(str(error).split())})") from None
             here = max(here, count * dolly["bytes"] / dolly["rows"])  # what it is without compression
         elif path.suffix in (".jsonl", ".csv"):
             with path.open("rb") as file:
-                count = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b""))
+                count, last = 0, b"\n"
+                while chunk := file.read(2**20):
+                    count, last = count + chunk.count(b"\n"), chunk[-1:]
+                count += last != b"\n"
         else:
             count = round(here / dolly["bytes"] * dolly["rows"])
         rows, size = rows + count, size + here

@@ -6,13 +6,13 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
 from howto.batches import Example
+from howto.container import free_in_container
 from howto.loss import CHUNK
 from howto.params.train import ProfileTrain
 from howto.sharding import own_part
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from howto.engine import Engine
 
 MARGIN = 1.3  # for what comes and goes on the way, and for memory that is lost between blocks
-CONTAINER = Path("/sys/fs/cgroup")  # where a container's limit stands
 OF_CHUNK = 3  # logits, their probabilities, and a copy on the way
 
 
@@ -36,10 +35,11 @@ def check_memory(
     Raises:
         Stop: the device has less; the message says how much, and what would fit.
     """
-    kept = Kept(engine, examples)
+    kept, share = Kept(engine, examples), _share(profile)
     longest = sorted((len(example) for example in examples), reverse=True)
 
     def needed(size: int, *, again: bool) -> float:
+        size = min(size, share)
         tokens = sum(longest[:size]) if packing else longest[0] * min(size, len(longest))
         return MARGIN * (tokens * kept.bytes_per_token(again=again) + kept.fixed + beside)
 
@@ -108,15 +108,7 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         in_driver, _ = torch.cuda.mem_get_info(device)
         return int(in_driver + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    free = [int(psutil.virtual_memory().available)]
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            free.append(_number(CONTAINER / limit) - _number(CONTAINER / used))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
+    free = [int(psutil.virtual_memory().available), *free_in_container()]
     space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if space != resource.RLIM_INFINITY:
         free.append(space - int(psutil.Process().memory_info().vms))
@@ -143,15 +135,16 @@ def says_out_of_memory(profile: ProfileTrain) -> Iterator[None]:
         text = str(error)
         if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
             raise
-        size = profile.micro_batch_size
+        size = min(profile.micro_batch_size, _share(profile))
         what = f"set micro_batch_size: {size // 2}" if size > 1 else "set gradient_checkpointing: true"
         if size == 1 and profile.gradient_checkpointing:
             what = "lower train.max_length"
         raise Stop(f"train: out of memory; {what} under profiles.*.train in params.yaml, or free memory") from None
 
 
-def _number(path: Path) -> int:
-    return int(path.read_text(encoding="ascii"))
+def _share(profile: ProfileTrain) -> int:
+    """Rows of a step that one of the processes is dealt at most."""
+    return -(-profile.batch_size // profile.processes)
 
 
 def _gib(count: int) -> str:

@@ -61,7 +61,15 @@ def main() -> None:
 def _add(url: str, options: list[str], local: bool) -> None:
     if not url.strip():
         raise Stop("no URL is given; a folder, ssh://host/folder or s3://bucket/folder, as in `make remote URL=...`")
-    parsed = urlparse(url)
+    try:
+        parsed = urlparse(url)
+    except ValueError as error:
+        raise Stop(f"{url}: no URL ({error}); ssh://host/folder, s3://bucket/folder, or a folder") from None
+    if not parsed.netloc and re.match(r"[^/]*:", url):
+        raise Stop(
+            f"{url}: neither a folder nor a URL that is known here; ssh://host/folder, s3://bucket/folder, or a folder "
+            f"(./{url}, if it is called so)"
+        )
     scheme = parsed.scheme if parsed.netloc else ""
     if parsed.password is not None:
         raise Stop(
@@ -84,7 +92,7 @@ def _add(url: str, options: list[str], local: bool) -> None:
 
     from dvc.repo import Repo
 
-    _check_host_keys()
+    check_host_keys()
     with Logged() as logged:
         try:
             _check_that_it_can_be_written({**settings, **personal})
@@ -232,7 +240,7 @@ def _with_remote(again: str, action: Callable[[Any, Any, Logged], str]) -> None:
     from dvc.repo import Repo
 
     url = "the remote"
-    _check_host_keys()
+    check_host_keys()
     with Logged() as logged:
         try:
             with closing(Repo()) as repo:
@@ -259,6 +267,9 @@ def _stop_for(error: Exception, logged: Logged, url: str, again: str) -> Excepti
         return error
     if isinstance(error, (RemoteMissingDepsError, ImportError)):
         return Stop(f"{url}: a package is missing; `pip install -r requirements-remotes.lock`, and {again} again")
+    if "without confirmation" in str(error):
+        path = str(error).strip().splitlines()[-1].strip()
+        return Stop(f"{path}: changed here, and kept; `dvc checkout --force` gives up the change, then {again} again")
     if line := line_of([*logged.errors, error], url, again):
         return Stop(line)
     if logged.errors or isinstance(error, (DvcException, OSError)):
@@ -267,7 +278,8 @@ def _stop_for(error: Exception, logged: Logged, url: str, again: str) -> Excepti
     return error
 
 
-def _check_host_keys() -> None:
+def check_host_keys() -> None:
+    """Let DVC refuse a server of SSH that is not in known_hosts."""
     from dvc.fs import known_implementations
 
     known_implementations["ssh"]["class"] = "howto.strict_ssh.StrictSSH"

@@ -99,10 +99,14 @@ def md5(content: bytes) -> str:
 def stages_of(folder: Path, committed: Lock) -> list[Stage]:
     """Every stage of the project in `folder`, which has been run, in the order of the pipeline."""
     import networkx
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     with Repo(str(folder)) as repo:
-        listed = list(repo.index.stages)
+        try:
+            listed = list(repo.index.stages)
+        except DvcException as error:
+            raise Stop(f"dvc.yaml: DVC cannot read what is committed ({' '.join(str(error).split())})") from None
         order: list[Any] = list(networkx.lexicographical_topological_sort(repo.index.graph.reverse(), key=listed.index))
         made = {str(stage.name): {str(out.def_path): _made(out) for out in stage.outs} for stage in order}
     path = folder / "dvc.lock"

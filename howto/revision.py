@@ -49,6 +49,7 @@ def working_tree() -> Version:
     used = {"infer": version.params["infer"], f"profiles.{profile}.infer": version.params["profiles"][profile]["infer"]}
     for path in PREDICTIONS.values():
         check_against_lock(path, LOCK, used, PARAMS)
+    _check_that_it_ran(version.params, Path())
     return version
 
 
@@ -68,9 +69,11 @@ def revision(name: str) -> Version:
                 raise Stop(f"{name}: it has no {path}: committed without a run; compare with a revision that has one")
             _copy(files, path, Path(folder), name)
         try:
-            return _read(name if commit[:7] in name else f"{name} ({commit[:7]})", commit, Path(folder))
+            version = _read(name if commit[:7] in name else f"{name} ({commit[:7]})", commit, Path(folder))
+            _check_that_it_ran(version.params, Path(folder))
         except Stop as stop:
             raise Stop(str(stop).replace(f"{folder}/", f"{name}:")) from None
+        return version
 
 
 @contextmanager
@@ -126,6 +129,32 @@ def _read(name: str, commit: str | None, folder: Path) -> Version:
     except FileNotFoundError:
         loss = None
     return Version(name, commit, rows, predictions, params, _hashes(folder / LOCK), loss)
+
+
+def _check_that_it_ran(params: dict[str, Any], folder: Path) -> None:
+    """See that the answers are those of these params, as far as dvc.lock tells.
+
+    Raises:
+        Stop: a stage behind them ran with others, or read what has been made anew since.
+    """
+    try:
+        stages = {name: stage for name, stage in _yaml(folder / LOCK)["stages"].items() if name != "evaluate"}
+    except FileNotFoundError:
+        return
+    made = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", [])}
+    to_do = "run `dvc repro`, or compare a version that was run"
+    for name, stage in stages.items():
+        for key, value in (stage.get("params") or {}).get(str(PARAMS), {}).items():
+            now: Any = params
+            for part in key.split("."):
+                now = now.get(part) if isinstance(now, dict) else None
+            of_another = key.startswith("profiles.") and key.split(".")[1] != params["profile"]
+            if now != value or of_another:
+                what = f"profile: {params['profile']}" if of_another else key
+                raise Stop(f"{folder / PARAMS} ({what}): the answers were made with another value ({name}); {to_do}")
+        for dep in stage.get("deps", []):
+            if made.get(dep["path"], dep.get("md5")) != dep.get("md5"):
+                raise Stop(f"{folder / LOCK}: {dep['path']} was made anew since {name} read it; {to_do}")
 
 
 def _hashes(lock: Path) -> dict[str, str]:

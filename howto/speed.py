@@ -25,6 +25,7 @@ ASSUMED_SHARE = 0.5  # of a GPU's published arithmetic and bandwidth; not measur
 # they are fitted to what was measured (benchmarks/estimate.py says how well); on a GPU they are assumed.
 PASSES = {"cpu": 43.0, "cuda": 8.0}
 LOOKS = {"cpu": 8.0, "cuda": 1.0}
+PCIE = 32e9  # bytes a second between GPUs of which no link is known: PCIe 4.0 x16, as published
 SECONDS = 0.35  # for each of the three measurements
 LARGEST = 4096  # of a matrix that is tried; a larger one is multiplied no faster
 COPIED = 2**26  # bytes
@@ -91,7 +92,14 @@ def measured_speed(machine: Machine, profile: ProfileMachine, shape: Shape, *, t
         PASSES[device.type],
         LOOKS[device.type],
         float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0.0,
+        link_of(name),
     )
+
+
+def link_of(name: str) -> float:
+    """Bytes a second to other GPUs, at the assumed share of what is published; `name` is the driver's."""
+    links = [gpu["link"] * 1e9 for key, gpu in published("gpus").items() if key.lower() in name.lower()]
+    return (max(links) if links else PCIE) * ASSUMED_SHARE
 
 
 def _multiplied(weight: torch.Tensor, rows: int) -> float:

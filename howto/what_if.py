@@ -20,6 +20,7 @@ def changed_params(settings: list[str], path: Path = PATH) -> Params:
     if not settings:
         return read_params(path)
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     read_params(path)  # says what is wrong with the file itself
     yaml = YAML(typ="safe", pure=True)
@@ -32,8 +33,11 @@ def changed_params(settings: list[str], path: Path = PATH) -> Params:
             node = node.get(name) if isinstance(node, dict) else None
         if not isinstance(node, dict) or not text:
             raise Stop(f"--set {setting}: write key=value, with a key of params.yaml such as train.lora.r=16")
-        value = yaml.load(text)
-        node[last] = float(value) if isinstance(node.get(last), float) and not isinstance(value, bool) else value
+        try:
+            value = yaml.load(text)
+        except YAMLError:
+            raise Stop(f"--set {setting}: {text} is not YAML; quote it, or correct it") from None
+        node[last] = float(value) if isinstance(node.get(last), float) and type(value) is int else value
     with tempfile.TemporaryDirectory() as folder:
         changed = Path(folder) / path.name
         buffer = io.StringIO()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from howto.alone import alone
-from howto.launch import is_in_a_group, launch, on_this_host
+from howto.launch import hosts, is_in_a_group, launch, on_this_host
 from howto.params.file import Params, read_params
 from howto.params.machine import Machine, ProfileMachine
 from howto.params.train import ProfileTrain, Train
@@ -58,7 +58,7 @@ def train(params: Params) -> None:
         Stop: params and base do not go together, or there is not enough memory; or what was made before is missing.
     """
     shared, profile, machine = params.section(Train), params.section(ProfileTrain), params.section(ProfileMachine)
-    if profile.processes > 1 and not is_in_a_group():
+    if (profile.processes > 1 or hosts() > 1) and not is_in_a_group():
         launch("stages.train", [], on_this_host(profile.processes, PROCESSES))
         return
 

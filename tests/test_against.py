@@ -335,6 +335,42 @@ def test_answers_in_the_folder_that_dvc_does_not_know_are_not_compared(copied: P
     assert done.stderr.startswith("error: data/predictions/adapter.jsonl: not the file that dvc.lock knows")
 
 
+def test_answers_of_other_params_are_not_compared(copied: Path) -> None:
+    path = copied / "params.yaml"
+    text = path.read_text(encoding="utf-8")
+    for old, new, said in (
+        ("\nprofile: embedded", "\nprofile: tinyllama", "params.yaml (profile: tinyllama)"),
+        ("    r: 8 ", "    r: 9 ", "params.yaml (train)"),
+    ):
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new), encoding="utf-8")
+        done = against(copied, "HEAD")
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert f"error: {said}" in done.stderr and "`dvc repro`" in done.stderr, done.stderr
+    run(copied, "git", "commit", "-qam", "not run")
+    done = against(copied, "HEAD~1", "--of", "HEAD")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: HEAD:params.yaml (train): the answers were made with another value (train)")
+
+
+def test_answers_of_another_adapter_than_was_made_last_are_not_compared(copied: Path) -> None:
+    path = copied / "dvc.lock"
+    before, _, train = path.read_text(encoding="utf-8").rpartition("\n  train:\n")
+    adapter = train.index("path: models/adapter\n")
+    start = train.index("md5: ", adapter) + 5
+    path.write_text(f"{before}\n  train:\n{train[:start]}{'0' * 32}.dir{train[start + 36 :]}", encoding="utf-8")
+    done = against(copied, "HEAD")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: dvc.lock: models/adapter was made anew since infer@adapter read it; run")
+
+
+@pytest.mark.parametrize("place", ["", "params.yaml/found.json"])
+def test_a_file_that_cannot_be_is_said_before_the_work(project: Path, place: str) -> None:
+    done = against(project, "HEAD", "--json", str(project / place))
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == f"error: {project / place}: no file can be there; name another one\n"
+
+
 def test_json_and_of_go_with_against(project: Path) -> None:
     for arguments in (["--of", "HEAD"], ["--json", "x.json"]):
         done = run_here(main, project, *arguments)

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 
 from howto.answering import Answering
 from howto.base import load_adapter, load_base, load_tokenizer
-from howto.decoding import Answer, Decoder, Request
+from howto.batches import Example
+from howto.decoding import SCORED, Answer, Decoder, Request, _parts
 from howto.params.infer import Infer, ProfileInfer
 from howto.prompt import completion_ids, prompt_ids
 from howto.rows import Prediction, Row, read_rows
@@ -230,3 +231,12 @@ def test_a_profile_decodes_otherwise_where_it_says_so() -> None:
     assert (decoding.temperature, decoding.seeds, decoding.top_k, decoding.max_new_tokens) == (1.0, [1, 2], 5, 8)
     with pytest.raises(Stop, match="greedy, and gives the same answer"):
         ProfileInfer(batch_size=2, seeds=[1, 2]).decoding(shared)
+
+
+def test_references_of_long_prompts_are_scored_a_bounded_number_of_tokens_at_once() -> None:
+    lengths = [3, 1500, 9000, 20_000, 1, 16_000, 300, 70]
+    examples = [Example(str(n), [1] * length, [2] * 5) for n, length in enumerate(lengths)]
+    parts = list(_parts(examples, most=12))
+    assert [example for part in parts for example in part] == examples
+    assert all(len(part) == 1 or sum(map(len, part)) <= SCORED for part in parts)
+    assert [len(part) for part in parts] == [2, 1, 1, 2, 2]

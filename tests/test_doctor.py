@@ -31,7 +31,7 @@ from howto.check_setup import (
     check_python,
 )
 from howto.cpu import cpu
-from howto.finding import OK, PROBLEM, WARNING, Asked, Finding
+from howto.finding import OK, PROBLEM, WARNING, Asked, Finding, output_of
 from howto.params.file import read_params
 from tests.conftest import ROOT, run_stage
 from tests.hub import Hub, serve
@@ -307,6 +307,25 @@ def test_a_hub_that_has_it_and_one_that_wants_a_token(project: Path, monkeypatch
         only(check_hub, PROBLEM, f"hub, {DATA}", "answered 40")
 
 
+def test_two_files_of_one_repository_are_two_questions(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tinyllama(project)
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if "      revision:" not in line]
+    before, profile, after = "\n".join(lines).partition("\n  tinyllama:\n")
+    held_out = f"      test_source: {DATA}\n      test_file: nowhere.jsonl\n"
+    after = after.replace("    machine:\n", held_out + "    machine:\n", 1)
+    Path("params.yaml").write_text(before + profile + after, encoding="utf-8")
+    with serve(a_hub()) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        found = [finding for finding in ask(check_hub) if finding.what == f"hub, {DATA}"]
+    assert sorted(finding.level for finding in found) == [OK, PROBLEM]
+
+
+def test_what_is_asked_has_no_terminal_to_ask_for_a_password_on() -> None:
+    session = "import os; print(os.getsid(0) == os.getpid())"
+    assert output_of(sys.executable, "-c", session) == (0, "True\n", "")
+
+
 def test_a_hub_that_is_silent_does_not_hold_the_doctor_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_tinyllama(project)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -383,6 +402,11 @@ def test_all_is_well_in_a_finished_project(project: Path, monkeypatch: pytest.Mo
     edit_params(project, "r: 8  ", "rr: 8 ")
     done = run_stage(project, "howto.doctor")
     assert done.returncode == 1 and "1 problem, " in done.stdout and "a run would not get through" in done.stdout
+    edit_params(project, "rr: 8 ", "r: 8  ")
+    remote(f"http://127.0.0.1:{closed_port()}/store")
+    done = run_stage(project, "howto.doctor")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].endswith("a run would get through, `make push` and `make pull` would not")
 
 
 def test_without_any_package_it_says_what_it_can(project: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from howto.shapes import (
     trainable,
 )
 from howto.slots import Slots, use_slots
-from howto.speed import published_speed
+from howto.speed import link_of, published_speed
 from howto.stop import Stop
 from howto.what_if import changed_params
 from tests.conftest import ROOT
@@ -273,6 +274,9 @@ def test_what_if(fresh: Path) -> None:
     [
         (["--set", "train.lora.rr=1"], "--set: train.lora.rr: unknown key"),
         (["--set", "train.lora.r=many"], "train.lora.r: "),
+        (["--set", "profiles.embedded.train.learning_rate=abc"], "a valid number is wanted, not 'abc'"),
+        (["--set", "train.lora.dropout=null"], "a valid number is wanted, not None"),
+        (["--set", "train.lora.r=["], "--set train.lora.r=[: [ is not YAML"),
         (["--set", "train.nothing.r=1"], "write key=value, with a key of params.yaml"),
         (["--config", "nowhere.json"], "nowhere.json: not there; name a model's config.json, its folder, or one of: "),
         (["--device", "H99"], "--device H99: not known; choose this, or one of: H100, "),
@@ -310,6 +314,40 @@ def test_rows_on_this_machine_are_counted(fresh: Path) -> None:
     for key, value in {"source": "./rows.jsonl", "revision": "null", "file": "null", "sha256": "null"}.items():
         settings += ["--set", f"profiles.tinyllama.data.{key}={value}"]
     assert "500 rows" in told(fresh, *settings).stdout
+    (fresh / "rows.jsonl").write_text('{"instruction": "a", "response": "b"}', encoding="utf-8")
+    assert "1 rows" in told(fresh, *settings).stdout
+    (fresh / "rows.parquet").write_bytes(b"PAR1 and no more")
+    done = told(fresh, *settings, "--set", "profiles.tinyllama.data.source=./rows.parquet")
+    assert done.returncode == 1 and "rows.parquet: not a Parquet file that can be read" in done.stderr
+
+
+@pytest.mark.parametrize("flag", [["--tokens-per-row", "0"], ["--tokens-per-row", "nan"], ["--rows", "0.5"]])
+def test_a_number_that_cannot_be_is_one_line_below_the_usage(fresh: Path, flag: list[str]) -> None:
+    done = told(fresh, *flag)
+    assert done.returncode == 2 and f"{flag[0]}: {flag[1]} is no" in done.stderr.splitlines()[-1]
+
+
+def test_gpus_of_this_machine_have_a_link_and_a_base_can_be_sharded_over_them(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h100, other = published_speed("H100", "bfloat16"), link_of("NVIDIA Something 9")
+    assert link_of("NVIDIA H100 80GB HBM3") == h100.link > other > 0
+    monkeypatch.chdir(fresh)
+    params = changed_params(
+        [f"profiles.tinyllama.train.{one}" for one in ("processes=2", "fsdp=true")] + ["profile=tinyllama"]
+    )
+    stages = estimate(params, Told(), replace(h100, link=other), gpus=2, is_gpu=True).stages
+    assert stages["train"].seconds > estimate(params, Told(), h100, gpus=2, is_gpu=True).stages["train"].seconds
+
+
+def test_what_is_told_to_fit_is_what_the_stage_starts_with(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage wants a margin beside the weights and the adapter, and the estimate says so."""
+    monkeypatch.chdir(fresh)
+    params, h100 = changed_params(["profile=tinyllama"]), published_speed("H100", "bfloat16")
+    held = estimate(params, Told(), h100, gpus=1, is_gpu=True).stages["train"].on_gpu
+    for memory, fits in ((1.31 * held, True), (1.1 * held, False)):
+        notes = estimate(params, Told(), replace(h100, memory=memory), gpus=1, is_gpu=True).notes
+        assert any("train does not fit" in note for note in notes) != fits
 
 
 def test_a_run_on_disk_is_believed_only_if_the_active_profile_made_it(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from howto.launch import hosts, is_in_a_group, launch, on_this_host
 from howto.stop import Stop
+from tests.conftest import run_stage
 
 
 def test_processes_are_dealt_evenly_to_the_hosts_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,6 +17,17 @@ def test_processes_are_dealt_evenly_to_the_hosts_or_not_at_all(monkeypatch: pyte
     assert on_this_host(8, "train.processes") == 4
     with pytest.raises(Stop, match=r"train\.processes is 3, which cannot be dealt evenly to 2 hosts"):
         on_this_host(3, "train.processes")
+
+
+def test_a_host_of_several_does_not_set_out_alone(
+    tmp_path: Path, small_params: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_text(small_params, encoding="utf-8")
+    for name, value in {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "10.255.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    done = run_stage(tmp_path, "stages.train")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "is 1, which cannot be dealt evenly to 2 hosts (PET_NNODES)" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["PET_NNODES", "PET_NODE_RANK", "PET_MASTER_PORT"])

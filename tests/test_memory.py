@@ -12,9 +12,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import howto.container
 import howto.memory
 from howto.adapter import add_adapter
 from howto.batches import Example
+from howto.check_machine import available_memory
 from howto.engine import Engine
 from howto.memory import available_bytes, check_memory, says_out_of_memory
 from howto.params.file import read_params
@@ -114,8 +116,15 @@ def test_too_little_memory_is_a_line_that_says_what_fits(monkeypatch: pytest.Mon
         assert said in message and "\n" not in message
 
 
+def test_a_process_is_dealt_its_share_of_a_step_and_needs_no_more() -> None:
+    of_four = profile(8).model_copy(update={"processes": 4})
+    assert check_memory(engine(of_four), EXAMPLES, of_four, packing=True) == needed(2)
+    with pytest.raises(Stop, match="set micro_batch_size: 1 under"), says_out_of_memory(of_four):
+        torch.empty(2**50, dtype=torch.uint8)
+
+
 def test_a_containers_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(howto.memory, "CONTAINER", tmp_path)
+    monkeypatch.setattr(howto.container, "CGROUP", tmp_path)
     free = psutil.virtual_memory().available
     assert available_bytes(CPU) == pytest.approx(free, rel=0.3)
     (tmp_path / "memory.max").write_text("max\n", encoding="ascii")
@@ -123,6 +132,17 @@ def test_a_containers_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert available_bytes(CPU) == pytest.approx(free, rel=0.3)
     (tmp_path / "memory.max").write_text("9000000\n", encoding="ascii")
     assert available_bytes(CPU) == 4_000_000
+    # files that nobody has read for a while are given back
+    (tmp_path / "memory.stat").write_text("anon 3000000\ninactive_file 1500000\n", encoding="ascii")
+    assert available_bytes(CPU) == available_memory() == 5_500_000
+    (tmp_path / "memory").mkdir()
+    for name, text in {
+        "limit_in_bytes": "7000000",
+        "usage_in_bytes": "6000000",
+        "stat": "cache 1\ntotal_inactive_file 1000000",
+    }.items():
+        (tmp_path / f"memory/memory.{name}").write_text(f"{text}\n", encoding="ascii")
+    assert available_bytes(CPU) == available_memory() == 2_000_000
 
 
 def test_memory_that_runs_out_all_the_same_is_the_same_line() -> None:

@@ -224,6 +224,9 @@ def test_another_host_key_is_refused_before_anything_is_sent(store: Store, origi
     for wrong in ("", f"{right.split()[0]} {other}"):
         known.write_text(wrong, encoding="utf-8")
         stops(remote(origin, store, "push"), "host key")
+        doctor = call(origin, store, sys.executable, "-m", "howto.doctor").stdout
+        (line,) = [line for line in doctor.splitlines() if "DVC's remote" in line]
+        assert line.startswith("problem") and "Host key is not trusted" in line, line
     known.write_text(right, encoding="utf-8")
     works(remote(origin, store, "push"))
 
@@ -285,6 +288,22 @@ def test_a_password_in_the_url_is_refused(template: Path, tmp_path: Path) -> Non
     stops(done, "password")
     assert all("geheim" not in path.read_text() for path in (folder / ".dvc").glob("config*"))
     assert "geheim" not in done.stderr
+
+
+@pytest.mark.parametrize("url", ["host:/srv/howto", "file:///srv/howto", "s3:/bucket/howto", "ssh://[::1/srv"])
+def test_a_mistyped_url_is_no_folder(template: Path, url: str) -> None:
+    before = sorted(template.iterdir())
+    stops(call(template, None, sys.executable, "-m", "howto.remote", "add", "--local", url), f"error: {url}: n")
+    assert sorted(template.iterdir()) == before
+
+
+@pytest.mark.parametrize("store", ["local"], indirect=True)
+def test_a_changed_output_is_kept_and_named(store: Store, clone: Path) -> None:
+    works(remote(clone, store, "pull"))
+    (clone / "data/0").unlink()  # else a link into the cache
+    (clone / "data/0").write_bytes(b"changed here")
+    stops(remote(clone, store, "pull"), "changed here, and kept", "`dvc checkout --force`")
+    assert (clone / "data/0").read_bytes() == b"changed here"
 
 
 def test_a_remote_of_a_kind_that_is_not_tried_says_how(template: Path) -> None:

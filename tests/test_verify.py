@@ -19,6 +19,7 @@ import pytest
 
 from howto.machine_facts import KIND
 from howto.reproduction import Found, read_lock, run_id
+from howto.stop import Stop
 from howto.verdict import TOLERANCE, differing_facts, print_verdict, verdict, where
 from howto.verify import LOCK, MACHINE, make_again
 from tests.conftest import ROOT, run_stage
@@ -124,6 +125,14 @@ def test_a_run_that_is_made_again_is_reproduced_and_nothing_is_left_or_touched(c
     assert "REPRODUCED: all 5 outputs of 4 stages are the committed ones, byte for byte." in said
     assert list((tmp_path / "clones").iterdir()) == []
     assert run(copied, "git", "status", "--porcelain", "--ignored") == before
+
+
+def test_a_broken_dvc_yaml_is_one_line(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (copied / "dvc.yaml").open("a", encoding="utf-8") as file:
+        file.write("  bad: [\n")
+    commit(copied)
+    with pytest.raises(Stop, match=r"dvc\.yaml: DVC cannot read what is committed"):
+        make_again(copied, here=True)
 
 
 def test_the_first_stage_that_differs_is_the_cause_and_what_follows_is_not(
