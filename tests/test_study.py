@@ -38,3 +38,8 @@ def test_the_picture_has_a_line_for_each_learning_rate_and_reads_on_any_ground(
     assert "<!-- learning rate 0.003 -->" in drawn and "<!-- learning rate 0.012 -->" in drawn
     assert "<!-- learning rate 0.006 -->" not in drawn
     assert "fill: #ffffff" not in drawn and "fill: #000000" not in drawn
+
+
+def test_an_experiment_of_the_right_name_and_other_params_is_not_taken() -> None:
+    assert study.has_its_params("HEAD", 8, 0.006)
+    assert not study.has_its_params("HEAD", 4, 0.006) and not study.has_its_params("HEAD", 8, 0.003)

@@ -42,12 +42,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--most", metavar="N", type=int, default=len(RANKS) * len(RATES), help="experiments to run")
     arguments = parser.parse_args()
-    results = {**read_results(), **found_in_dvc()}
+    results = {**found_in_dvc(), **read_results()}
     write_results(results)
     missing = [(rank, rate) for rate in FIRST for rank in RANKS if (rank, rate) not in results]
     for rank, rate in missing[: arguments.most]:
         run(rank, rate)
-        results |= found_in_dvc()
+        results = {**found_in_dvc(), **results}
         write_results(results)
     text = README.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[-1]
@@ -68,14 +68,14 @@ def run(rank: int, rate: float) -> None:
     Raises:
         Stop: DVC could not; it has said why.
     """
-    settings = (f"train.lora.r={rank}", f"profiles.embedded.train.learning_rate={rate}")
+    settings = ("profile=embedded", f"train.lora.r={rank}", f"profiles.embedded.train.learning_rate={rate}")
     command = ["exp", "run", "--temp", "--name", name(rank, rate), *(part for one in settings for part in ("-S", one))]
     if subprocess.run([sys.executable, "-m", "dvc", *command], cwd=ROOT, check=False).returncode:
         raise Stop(f"{name(rank, rate)}: this experiment failed, see above; the study goes on with it when run again")
 
 
 def found_in_dvc() -> Results:
-    """The results of those experiments that DVC has."""
+    """The results of those experiments that DVC has, and that have their name's rank and rate."""
     from dvc.api import read
     from dvc.repo import Repo
 
@@ -83,12 +83,22 @@ def found_in_dvc() -> Results:
         revisions = {exp: rev for some in repo.experiments.ls(all_commits=True).values() for exp, rev in some}
     results: Results = {}
     for rank, rate in ((rank, rate) for rank in RANKS for rate in RATES):
-        if revision := revisions.get(name(rank, rate)):
+        if (revision := revisions.get(name(rank, rate))) and has_its_params(revision, rank, rate):
             scores, trained = (
                 json.loads(read(f"metrics/{file}.json", repo=str(ROOT), rev=revision)) for file in ("metrics", "train")
             )
             results[rank, rate] = result(scores, trained)
     return results
+
+
+def has_its_params(revision: str, rank: int, rate: float) -> bool:
+    """Whether a revision's params.yaml says what its name does: a name may have been used for something else."""
+    from dvc.api import read
+    from ruamel.yaml import YAML
+
+    params = YAML(typ="safe").load(read("params.yaml", repo=str(ROOT), rev=revision))
+    found = params["profile"], params["train"]["lora"]["r"], params["profiles"]["embedded"]["train"]["learning_rate"]
+    return found == ("embedded", rank, rate)
 
 
 def result(scores: dict[str, Any], trained: dict[str, Any]) -> dict[str, float]:
