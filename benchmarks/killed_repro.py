@@ -1,6 +1,6 @@
 """Kill `dvc repro` at random moments of a whole run, and see whether the next one ends with an undisturbed run's bytes.
 
-python -m benchmarks.killed_repro [--kills 30] [--between 9] [--seed 0] [--small]
+python -m benchmarks.killed_repro [--kills 30] [--between 9] [--seed 0] [--small] [--go-on]
 
 In a clone of this repository every stage is run once, from nothing, and the clone is kept as it was before each. Each
 trial begins with the clone as it was before one stage, and with a cache that knows all but this stage. `dvc repro`
@@ -10,7 +10,7 @@ what DVC does when a stage has ended: hashing, moving to the cache, writing dvc.
 
 Then nothing may go on (10 seconds), and `dvc repro` has to complete, after `python -m howto.heal` where it does not by
 itself. The later stages come from the cache only if the killed stage made the same bytes; every output is compared.
-`--small` takes the tests' tiny profile.
+`--small` takes the tests' tiny profile. `--go-on` keeps the trials of the result that is there, and begins after them.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--between", type=int, default=9)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--go-on", action="store_true")
     parser.add_argument("--result", type=Path, default=RESULT)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -50,8 +51,9 @@ def main() -> None:
             "dvc": version("dvc"),
             "undisturbed_seconds": {stage: round(times.seconds, 1) for stage, times in whole.times.items()},
         }
-        trials = []
-        for aim in aims(whole, random.Random(arguments.seed), arguments.kills, arguments.between):
+        trials = json.loads(arguments.result.read_text(encoding="utf-8"))["trials"] if arguments.go_on else []
+        all_aims = aims(whole, random.Random(arguments.seed), arguments.kills, arguments.between)
+        for aim in itertools.islice(all_aims, len(trials), None):
             trials.append(hit(whole, aim))
             print(json.dumps(trials[-1]), flush=True)
             write_json(arguments.result, {**result, **summary(trials), "trials": trials})
