@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,10 @@ from filelock import FileLock
 
 os.environ["GOMP_SPINCOUNT"] = "1000"  # two processes of tests share the cores: waiting threads sleep soon
 os.environ["DVC_NO_ANALYTICS"] = "1"  # also in projects that a test begins with `dvc init`
+# What a shell starts in the background ignores Ctrl-C, under nohup SIGHUP too, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 pytest_plugins = ["tests.fetching"]  # its fixtures
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"

@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -28,6 +25,7 @@ from howto.readers import READERS, read_chunks
 from howto.source import ROW_FILES
 from howto.stop import Stop
 from tests.conftest import ROOT, run_stage
+from tests.fetching import run_by_anyone
 from tests.raw_files import (
     BOM,
     COLUMNS,
@@ -169,40 +167,15 @@ def test_the_stage_ends_with_one_line_and_a_non_zero_status(
     assert everything(tmp_path) == before
 
 
-# Root may read every file: what is run as root becomes another user, once everything is imported.
-AS_NOBODY = """
-import os, howto.params.file, stages.prepare
-howto.params.file.read_params()
-if os.geteuid() == 0:
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
-stages.prepare.main()
-"""
-
-
-def test_a_file_without_permission_stops_the_run() -> None:
-    with tempfile.TemporaryDirectory(prefix="readers-") as name:  # pytest's own are closed to other users
-        folder = Path(name)
-        make_workplace(folder, "reject")
-        path = folder / RAW / "some.jsonl"
-        path.write_bytes(jsonl(ROWS))
-        path.chmod(0)
-        if os.geteuid() == 0:
-            for made in (folder, *folder.rglob("*")):
-                os.chown(made, 65534, 65534)
-        done = subprocess.run(
-            [sys.executable, "-c", AS_NOBODY],
-            check=False,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr == f"error: {RAW}/some.jsonl: no permission; change the owner or the mode of the file\n"
-        assert sorted(made.name for made in (folder / "data").iterdir()) == ["raw"]
+def test_a_file_without_permission_stops_the_run(tmp_path: Path) -> None:
+    make_workplace(tmp_path, "reject")
+    path = tmp_path / RAW / "some.jsonl"
+    path.write_bytes(jsonl(ROWS))
+    path.chmod(0)
+    done = run_by_anyone(tmp_path, "stages.prepare")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {RAW}/some.jsonl: no permission; change the owner or the mode of the file\n"
+    assert sorted(made.name for made in (tmp_path / "data").iterdir()) == ["raw"]
 
 
 # --- Good files -------------------------------------------------------------------------------------------

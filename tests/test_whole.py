@@ -141,10 +141,13 @@ def test_ctrl_c_ends_a_stage_at_once_and_leaves_no_output(tmp_path: Path, small_
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (tmp_path / "models").exists():
-        assert stage.poll() is None
-        time.sleep(0.01)
-    stage.send_signal(signal.SIGINT)
-    _, error = stage.communicate(timeout=60)
+    try:
+        while not (tmp_path / "models").exists():
+            assert stage.poll() is None
+            time.sleep(0.01)
+        stage.send_signal(signal.SIGINT)
+        _, error = stage.communicate(timeout=60)
+    finally:
+        stage.kill()  # it would go on for long
     assert stage.returncode == 130 and "stopped by the keyboard" in error
     assert list((tmp_path / "models").iterdir()) == []
