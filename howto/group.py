@@ -182,11 +182,12 @@ def _use_the_network_of(address: str, *, several_hosts: bool) -> None:
         return
     for name, addresses in psutil.net_if_addrs().items():
         if any(one.address.split("%")[0] == own for one in addresses):
+            is_loopback = ipaddress.ip_address(own).is_loopback
+            if is_loopback and several_hosts:
+                raise Stop(
+                    f"{address} (MASTER_ADDR) is an address that other hosts cannot reach; "
+                    "give the first host's address on the network that joins them"
+                )
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-            if ipaddress.ip_address(own).is_loopback:
-                if several_hosts:
-                    raise Stop(
-                        f"{address} (MASTER_ADDR) is an address that other hosts cannot reach; "
-                        "give the first host's address on the network that joins them"
-                    )
+            if is_loopback:
                 os.environ.setdefault("NCCL_SOCKET_IFNAME", name)

@@ -225,11 +225,12 @@ def test_an_address_that_other_hosts_cannot_reach_is_one_line(monkeypatch: pytes
     started = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.1.1", "MASTER_PORT": "1"}
     for name, value in {**started, "LOCAL_WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        monkeypatch.delenv(name, raising=False)
+    names = {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"}
+    before = names & os.environ.keys()
     said = pytest.raises(Stop, match=r"127\.0\.1\.1 \(MASTER_ADDR\) is an address that other hosts cannot reach")
     with said, joined(2, torch.device("cpu"), "train.processes"):
         pass
+    assert names & os.environ.keys() == before  # else what is started next would keep to the loopback interface
 
 
 def test_on_gpus_each_process_has_the_one_of_its_number_on_its_host() -> None:
