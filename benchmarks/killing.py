@@ -28,6 +28,8 @@ def repro(stage: str) -> list[str]:
 
 def clone_into(folder: Path, before: Iterable[str]) -> Path:
     """A clone of this repository in `folder`, with what the stage reads: the paths `before`."""
+    if missing := [path for path in before if not (ROOT / path).exists()]:
+        sys.exit(f"{', '.join(missing)}: not there yet; run `make run` first")
     clone = folder / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     for path in before:

@@ -3,8 +3,9 @@
 python -m benchmarks.two_hosts [--epochs N]
 
 Two network namespaces of Linux, joined by a cable (a veth pair), stand for two hosts. Each has its own clone of this
-repository and shares no file with the other. DVC runs the training of the committed run with `processes: 2` on the
-first one, and the stage is started by itself on the second one. The base model then answers the held-out rows on both.
+repository and shares no file with the other. DVC runs the training of the committed run with `processes: 2`, of one
+thread each, on the first one, and the stage is started by itself on the second one. The base model then answers the
+held-out rows on both.
 `--epochs` is for a slow machine: fewer than the committed run has. Needs root.
 """
 
@@ -260,10 +261,11 @@ def main() -> None:
 
 
 def edit(folder: Path, epochs: int | None) -> None:
-    """Let the active profile's training take two processes, and so many epochs."""
+    """Let the active profile's training take two processes of one thread each, and so many epochs."""
     path = folder / "params.yaml"
     text = path.read_text(encoding="utf-8")
-    changes = {"processes: 1   ": "processes: 2   "} | ({"epochs: 4   ": f"epochs: {epochs}   "} if epochs else {})
+    changes = {"processes: 1   ": "processes: 2   ", "threads: 2   ": "threads: 1   "}
+    changes |= {"epochs: 4   ": f"epochs: {epochs}   "} if epochs else {}
     for old, new in changes.items():
         assert text.count(old) == 1
         text = text.replace(old, new)
