@@ -172,7 +172,7 @@ def available_memory() -> float:
 
 
 def check_cores(asked: Asked) -> list[Finding]:
-    """Cores beside machine.threads."""
+    """Cores beside machine.threads, and beside those of all processes of this host that train on them."""
     cores = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
     try:
         quota, period = (CGROUP / "cpu.max").read_text(encoding="ascii").split()
@@ -189,8 +189,22 @@ def check_cores(asked: Asked) -> list[Finding]:
                 WARNING, "cores", what, f"leave it for the same bytes, or set machine.threads: {max(1, int(cores))}"
             )
         ]
+    processes = _on_cpu(asked)
+    if threads * processes > cores:
+        what = f"{cores:g} for {processes} processes of machine.threads: {threads} each, which wait for each other"
+        to_do = f"set machine.threads: {max(1, int(cores / processes))}, which gives other bytes"
+        return [Finding(WARNING, "cores", what, to_do)]
     more = "; more threads would be faster, and give other bytes" if cores > threads else ""
     return [Finding(OK, "cores", f"{cores:g}, of which machine.threads takes {threads}{more}")]
+
+
+def _on_cpu(asked: Asked) -> int:
+    """How many processes of this host train on its CPU; 1 where that is not known, or where GPUs train."""
+    processes, device = asked.value("profiles.*.train.processes"), asked.value("profiles.*.machine.device")
+    hosts = os.environ.get("PET_NNODES", "1")
+    if not isinstance(processes, int) or not hosts.isdecimal() or (device != "cpu" and DRIVER.exists()):
+        return 1
+    return processes // max(1, int(hosts)) or 1
 
 
 def check_cpu(asked: Asked) -> list[Finding]:

@@ -38,7 +38,8 @@ from tests.hub import Hub, serve
 from tests.in_process import edit_params
 
 MODEL, DATA = "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "databricks/databricks-dolly-15k"
-VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy")
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+VARIABLES = (*TOKENS, "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "PET_NNODES")
 
 
 @pytest.fixture
@@ -243,6 +244,15 @@ def test_cores(project: Path) -> None:
     edit_params(project, "threads: 2 ", "threads: 1000 ")
     only(check_cores, WARNING, "machine.threads: 1000")
     edit_params(project, "threads: 1000 ", "threads: 1 ")
+    only(check_cores, OK, "of which machine.threads takes 1")
+
+
+def test_more_processes_than_cores(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = len(os.sched_getaffinity(0))
+    edit_params(project, "threads: 2 ", "threads: 1 ")
+    edit_params(project, "processes: 1 ", f"processes: {2 * cores} ")
+    only(check_cores, WARNING, f"{2 * cores} processes of machine.threads: 1 each, which wait for each other")
+    monkeypatch.setenv("PET_NNODES", "2")
     only(check_cores, OK, "of which machine.threads takes 1")
 
 
