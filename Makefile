@@ -2,7 +2,7 @@
 # `make test`         lint, types, tests
 # `make verify`       the committed run, made again in a clone and compared byte for byte
 # `make doctor`       can this machine run the active profile?
-# `make estimate`     what a run costs in time, memory and disk, before anything is fetched
+# `make estimate`     what a run costs in time, memory and disk, before model and data are fetched
 # `make experiments`  what was tried, the best first
 # `make remote URL=...`, `make push`, `make pull`   data and models, shared (docs/remotes.md)
 # `make export`       the fine-tuned model as a folder of its own

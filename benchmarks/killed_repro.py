@@ -88,8 +88,8 @@ def aims(whole: Undisturbed, chance: random.Random, kills: int, between: int) ->
             yield Aim(stage, signal, target, chance.uniform(0, whole.times[stage].seconds))
         else:
             stage = STAGES[number % len(STAGES)]
-            target = "group" if target == "stage" else target  # none is at work then
-            yield Aim(stage, signal, target, chance.uniform(0, whole.times[stage].seconds_after), after_its_end=True)
+            others = "group" if target == "stage" else target  # none is at work then
+            yield Aim(stage, signal, others, chance.uniform(0, whole.times[stage].seconds_after), after_its_end=True)
 
 
 def shuffled(chance: random.Random, pairs: itertools.product[tuple[str, str]]) -> list[tuple[str, str]]:

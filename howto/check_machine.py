@@ -14,11 +14,20 @@ from typing import TYPE_CHECKING, Any
 from howto.container import CGROUP, free_in_container
 from howto.cpu import cpu
 from howto.finding import OK, PROBLEM, WARNING, Asked, Finding, gib, output_of
+from howto.hub_cache import cached_file, hub_cache
 
 if TYPE_CHECKING:
     from howto.estimate import Estimate
+    from howto.params.file import Params
 
-OUTPUTS = ("models/base", "models/adapter", "data/raw", "data/prepared", "data/predictions")
+OUTPUTS = {
+    "fetch_model": "models/base",
+    "fetch_data": "data/raw",
+    "prepare": "data/prepared",
+    "train": "models/adapter",
+    "infer@base": "data/predictions/base.jsonl",
+    "infer@adapter": "data/predictions/adapter.jsonl",
+}
 ENVIRONMENT = 7e9  # bytes that .venv takes with torch's CUDA libraries; 2 GB without
 DRIVER = Path("/proc/driver/nvidia/version")
 RECORDED = Path("metrics/machine.json")
@@ -79,9 +88,16 @@ def _processes(asked: Asked, torch: dict[str, Any]) -> list[Finding]:
     count = asked.value("profiles.*.train.processes")
     if not isinstance(count, int) or count == 1:
         return []
+    from howto.stop import Stop
+
+    try:
+        here = _of_this_host(asked)
+    except Stop as stop:
+        return [Finding(PROBLEM, "processes", str(stop), "mend params.yaml or the environment")]
     on_gpus = asked.value("profiles.*.machine.device") != "cpu" and bool(torch["gpus"])
-    if on_gpus and len(torch["gpus"]) < count:
-        what = f"train.processes is {count}, and there are {len(torch['gpus'])} GPUs"
+    there = "" if here == count else f", {here} of them on this host"
+    if on_gpus and len(torch["gpus"]) < here:
+        what = f"train.processes is {count}{there}, and there are {len(torch['gpus'])} GPUs"
         return [Finding(PROBLEM, "processes", what, "lower train.processes; each wants a GPU of its own")]
     backend = "nccl" if on_gpus else "gloo"
     if not torch[backend]:
@@ -91,7 +107,30 @@ def _processes(asked: Asked, torch: dict[str, Any]) -> list[Finding]:
             probe.bind(("127.0.0.1", 0))
     except OSError as error:
         return [Finding(PROBLEM, "processes", f"no port of loopback is free ({error.strerror})", "end other programs")]
-    return [Finding(OK, "processes", f"{count}, by {backend} over loopback")]
+    way = "over loopback" if not there else "over the network, which was not tried"
+    return [Finding(OK, "processes", f"{count}{there}, by {backend} {way}")]
+
+
+def _of_this_host(asked: Asked) -> int:
+    """How many of train.processes run on this host; 1 where that is not known.
+
+    Raises:
+        Stop: they cannot be dealt to the hosts that the environment names.
+    """
+    processes = asked.value("profiles.*.train.processes")
+    if not isinstance(processes, int):
+        return 1
+    from howto.launch import on_this_host
+
+    return on_this_host(processes, "train.processes")
+
+
+def _gpus(asked: Asked) -> list[tuple[str, float]]:
+    """Name and memory of the GPUs that the profile would use, as torch sees them."""
+    if asked.params is None or asked.value("profiles.*.machine.device") == "cpu":
+        return []
+    status, said, _ = output_of(sys.executable, "-c", TORCH)
+    return [] if status else [(name, memory) for name, memory, _ in json.loads(said.splitlines()[-1])["gpus"]]
 
 
 def check_memory_and_disk(asked: Asked) -> list[Finding]:
@@ -105,11 +144,12 @@ def check_memory_and_disk(asked: Asked) -> list[Finding]:
         return [Finding(OK, "disk", f"{gib(free)} free"), Finding(OK, "memory", f"{gib(memory)} free")]
     from howto.stop import Stop
 
+    gpus = _gpus(asked)
     try:
-        told = _estimate(asked)
+        told = _estimate(asked, gpus)
     except Stop as stop:
         what = f"{gib(memory)} and {gib(free)} free; what is needed cannot be told: {stop}"
-        return [Finding(WARNING, "memory and disk", what, "`make estimate` with --config")]
+        return [Finding(WARNING, "memory and disk", what, "say to `make estimate` what is not known")]
     from howto.estimate import disk_needed
 
     need = told.total().memory
@@ -118,10 +158,10 @@ def check_memory_and_disk(asked: Asked) -> list[Finding]:
             "memory", need, memory, "`make estimate` says which stage; a lower micro_batch_size, or a smaller model"
         )
     ]
-    there = sum(path.stat().st_size for name in OUTPUTS for path in Path(name).rglob("*") if path.is_file())
-    needed, kept = max(0.0, disk_needed(told) - 2 * there), _in_the_hubs_cache(asked, told)
-    cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
-    cache = next(path for path in (cache, *cache.parents) if path.exists())
+    if gpus:
+        found += _memory_of_gpus(asked, told)
+    needed, kept = max(0.0, disk_needed(told) - 2 * _already_there(asked.params)), _in_the_hubs_cache(asked, told)
+    cache = next(path for path in (hub_cache(), *hub_cache().absolute().parents) if path.exists())
     shared = cache.stat().st_dev == Path.cwd().stat().st_dev
     where = "free space, or clone onto another disk"
     found.append(_enough("disk", needed + (kept if shared else 0), free, where))
@@ -133,26 +173,57 @@ def check_memory_and_disk(asked: Asked) -> list[Finding]:
 
 def _in_the_hubs_cache(asked: Asked, told: Estimate) -> float:
     """Bytes that a model from the hub takes there too, if it has not been fetched yet."""
-    source = asked.value("profiles.*.model.source")
-    if source == "embedded" or Path(str(source)).expanduser().exists() or Path("models/base/config.json").is_file():
+    from howto.known import made_by, read_lock
+
+    assert asked.params is not None
+    source, revision = str(asked.value("profiles.*.model.source")), asked.value("profiles.*.model.revision")
+    if source == "embedded" or Path(source).expanduser().exists():
+        return 0.0
+    if Path("models/base").is_dir() and made_by(read_lock(), "fetch_model", asked.params, but=("machine",)):
+        return 0.0
+    if cached_file("models", source, str(revision) if revision else None, "*.safetensors"):
         return 0.0
     return float(told.known.shape.file_bytes())
 
 
-def _estimate(asked: Asked) -> Estimate:
+def _already_there(params: Params) -> float:
+    """Bytes of the outputs that the active profile has made, which a run would not make again."""
+    from howto.known import made_by, read_lock
+
+    lock = read_lock()
+    made = [Path(output) for stage, output in OUTPUTS.items() if made_by(lock, stage, params)]
+    return sum(file.stat().st_size for path in made for file in (path, *path.rglob("*")) if file.is_file())
+
+
+def _estimate(asked: Asked, gpus: list[tuple[str, float]]) -> Estimate:
     from howto.estimate import estimate
     from howto.known import Told
-    from howto.speed import PASSES, Speed
+    from howto.params.train import ProfileTrain
+    from howto.speed import PASSES, PCIE, Speed
 
     assert asked.params is not None
-    # Times do not matter here; on a GPU the host needs less than this.
-    speed = Speed("", 1.0, 1.0, 1.0, measured=False, passes=PASSES["cpu"], looks=1.0)
-    gpu = asked.value("profiles.*.machine.device") != "cpu" and DRIVER.exists()
-    return estimate(asked.params, Told(), speed, gpus=1, is_gpu=gpu)
+    name, memory = min(gpus, key=lambda gpu: gpu[1]) if gpus else ("", 0.0)
+    # Times do not matter here.
+    speed = Speed(name, 1.0, 1.0, 1.0, False, PASSES["cpu"], 1.0, memory, PCIE)
+    processes = asked.params.section(ProfileTrain).processes
+    return estimate(
+        asked.params, Told(), speed, gpus=processes if gpus else 1, is_gpu=bool(gpus), here=_of_this_host(asked)
+    )
 
 
-def _enough(what: str, need: float, have: float, to_do: str) -> Finding:
-    said = f"about {gib(need)} needed, {gib(have)} free"
+def _memory_of_gpus(asked: Asked, told: Estimate) -> list[Finding]:
+    """What the stages hold on the smallest GPU, beside what it has."""
+    what = "memory of a GPU"
+    if told.too_large:
+        return [Finding(PROBLEM, what, said, would) for said, would in told.too_large]
+    if told.shards > 1 and not asked.value("profiles.*.train.fsdp"):
+        said = f"a whole copy of the base model is more than a {told.speed.name} holds in training"
+        return [Finding(PROBLEM, what, said, f"set train.fsdp: true, which shards it over the {told.gpus} processes")]
+    return [_enough(what, told.total().on_gpu, told.speed.memory, "`make estimate` says which stage", said="in all")]
+
+
+def _enough(what: str, need: float, have: float, to_do: str, *, said: str = "free") -> Finding:
+    said = f"about {gib(need)} needed, {gib(have)} {said}"
     if need > have:
         return Finding(PROBLEM, what, said, to_do)
     return Finding(WARNING, what, f"{said}: that is tight", to_do) if need > 0.8 * have else Finding(OK, what, said)
@@ -192,19 +263,24 @@ def check_cores(asked: Asked) -> list[Finding]:
     processes = _on_cpu(asked)
     if threads * processes > cores:
         what = f"{cores:g} for {processes} processes of machine.threads: {threads} each, which wait for each other"
-        to_do = f"set machine.threads: {max(1, int(cores / processes))}, which gives other bytes"
-        return [Finding(WARNING, "cores", what, to_do)]
+        fits = int(cores / processes)
+        to_do = f"set machine.threads: {fits}" if fits else "lower train.processes, or take more hosts"
+        return [Finding(WARNING, "cores", what, f"{to_do}; either gives other bytes")]
     more = "; more threads would be faster, and give other bytes" if cores > threads else ""
     return [Finding(OK, "cores", f"{cores:g}, of which machine.threads takes {threads}{more}")]
 
 
 def _on_cpu(asked: Asked) -> int:
     """How many processes of this host train on its CPU; 1 where that is not known, or where GPUs train."""
-    processes, device = asked.value("profiles.*.train.processes"), asked.value("profiles.*.machine.device")
-    hosts = os.environ.get("PET_NNODES", "1")
-    if not isinstance(processes, int) or not hosts.isdecimal() or (device != "cpu" and DRIVER.exists()):
+    if asked.params is None:
         return 1
-    return processes // max(1, int(hosts)) or 1
+    from howto.stop import Stop
+
+    try:
+        here = _of_this_host(asked)
+    except Stop:  # check_device says so
+        return 1
+    return 1 if here > 1 and _gpus(asked) else here
 
 
 def check_cpu(asked: Asked) -> list[Finding]:

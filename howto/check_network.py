@@ -10,11 +10,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from howto.finding import OK, PROBLEM, WARNING, Asked, Finding, environment, output_of
+from howto.hub_cache import cached_file, hub_cache, hub_home
 
 TIMEOUT = 3.0  # seconds until the hub has answered
 REMOTE_SECONDS = 10.0  # until a remote has, the start of DVC included
@@ -99,7 +101,7 @@ def _wanted(asked: Asked) -> Any:
         except Stop:  # fetch_model and fetch_data say what is wrong with it
             continue
         name = "config.json" if section == "model" else str(asked.value(f"{at}.{key.replace('source', 'file')}") or "")
-        yield kind, source, f"{revision or 'main'}/{name if '*' not in name else ''}"
+        yield kind, source, f"{revision or 'main'}/{name if not set(name) & set('*?[') else ''}"
 
 
 def _ask(kind: str, name: str, path: str) -> Finding:
@@ -107,7 +109,11 @@ def _ask(kind: str, name: str, path: str) -> Finding:
     endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
     revision, _, file = path.partition("/")
     prefix = "" if kind == "models" else "datasets/"
-    url = f"{endpoint}/{prefix}{name}/resolve/{path}" if file else f"{endpoint}/api/{kind}/{name}/revision/{revision}"
+    url = (
+        f"{endpoint}/{prefix}{name}/resolve/{quote(path)}"
+        if file
+        else f"{endpoint}/api/{kind}/{name}/revision/{revision}"
+    )
     request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "howto-doctor"})
     if token := _token():
         request.add_unredirected_header("Authorization", f"Bearer {token}")
@@ -118,7 +124,7 @@ def _ask(kind: str, name: str, path: str) -> Finding:
             status = answer.status
     except urllib.error.HTTPError as error:
         status = error.code
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         why = getattr(error, "reason", error)
         said = f"{_address(endpoint)} cannot be reached{by} ({why})"
         return Finding(PROBLEM, where, said, f"check the network, HTTPS_PROXY and HF_ENDPOINT, {EMBEDDED}")
@@ -152,28 +158,21 @@ def _address(endpoint: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
-def _home() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    return Path(os.environ.get("HF_HOME") or cache / "huggingface").expanduser()
-
-
 def _token() -> str | None:
     """As the hub's library finds it."""
     if token := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
         return token.strip()
     try:
-        path = Path(os.environ.get("HF_TOKEN_PATH") or _home() / "token")
+        path = Path(os.environ.get("HF_TOKEN_PATH") or hub_home() / "token").expanduser()
         return path.read_text(encoding="utf-8").strip() or None
     except OSError:
         return None
 
 
 def _offline(kind: str, name: str) -> Finding:
-    cache = Path(os.environ.get("HF_HUB_CACHE") or _home() / "hub")
-    folder = cache / f"{kind}--{name.replace('/', '--')}" / "snapshots"
-    if any(folder.glob("*/*")):
+    if cached_file(kind, name, None, "*"):
         return Finding(OK, f"hub, {name}", "HF_HUB_OFFLINE is set, and the cache has it")
-    said = f"HF_HUB_OFFLINE is set, and the cache ({cache}) does not have it"
+    said = f"HF_HUB_OFFLINE is set, and the cache ({hub_cache()}) does not have it"
     return Finding(PROBLEM, f"hub, {name}", said, f"unset HF_HUB_OFFLINE, {EMBEDDED}")
 
 
@@ -220,7 +219,7 @@ def _web_remote(where: str, url: str) -> Finding:
             said = f"{_address(url)} answers {error.code}: it wants credentials, which were not tried"
             return Finding(WARNING, where, said, "dvc remote modify --local NAME user|password|auth ...")
         return Finding(OK, where, f"{_address(url)} answers ({error.code})")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         said = f"{_address(url)} cannot be reached ({getattr(error, 'reason', error)})"
         return Finding(PROBLEM, where, said, "check its URL, the network and the proxy")
 

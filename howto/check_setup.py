@@ -16,6 +16,7 @@ from howto.finding import LOCK, OK, PROBLEM, WARNING, Asked, Finding, locked_ver
 
 VENV = Path(".venv")
 FICLONE = 0x40049409  # Linux: let a file share the blocks of another one
+HEAL = "`make run` mends it, and so does `python -m howto.heal`"
 WRITTEN = (".", "models", "data", "metrics", "log", ".dvc/tmp")
 
 
@@ -146,7 +147,8 @@ def _dvc_lock(path: Path) -> list[Finding]:
         stages = YAML(typ="safe", pure=True).load(text)["stages"]
         return [Finding(OK, str(path), f"{len(stages)} stages")]
     except (YAMLError, TypeError, KeyError):
-        return [Finding(PROBLEM, str(path), "damaged", f"git checkout {path}")]
+        said = "damaged, and `dvc repro` will not start"
+        return [Finding(WARNING, str(path), said, HEAL)]
 
 
 def _running(folder: Path) -> list[Finding]:
@@ -158,7 +160,10 @@ def _running(folder: Path) -> list[Finding]:
     except FileNotFoundError:
         holders = {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return [Finding(PROBLEM, str(path), "damaged, and DVC will not start", f"rm {path}")]
+        return [Finding(WARNING, str(path), "damaged, and `dvc repro` will not start", HEAL)]
+    if others := [pid for pid in holders if _began_after(pid, path.stat().st_mtime)]:
+        said = f"names process {others[0]}, which was killed, and whose number another one has now"
+        return [Finding(WARNING, str(path), said, HEAL)]
     alive = {pid: command for pid, command in holders.items() if _is_alive(pid)}
     if alive:
         pid, command = next(iter(alive.items()))
@@ -175,6 +180,14 @@ def _running(folder: Path) -> list[Finding]:
 def _entries(held: dict[str, Any]) -> list[dict[str, Any]]:
     """Who writes, and who reads."""
     return [*held.get("write", {}).values(), *(one for readers in held.get("read", {}).values() for one in readers)]
+
+
+def _began_after(pid: int, moment: float) -> bool:
+    try:
+        from howto.heal import began_after
+    except ImportError:  # no packages yet
+        return False
+    return began_after(pid, moment)
 
 
 def _is_alive(pid: int) -> bool:

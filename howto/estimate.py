@@ -1,4 +1,4 @@
-"""What a run of the active profile costs in time, memory and disk, told before anything is fetched.
+"""What a run of the active profile costs in time, memory and disk, told before model and data are fetched.
 
 python -m howto.estimate                                      this machine, params.yaml as it is
 python -m howto.estimate --set profile=tinyllama --device H100
@@ -21,6 +21,7 @@ from pathlib import Path
 from howto import costs
 from howto.costs import Rows
 from howto.known import METRICS, Known, Told, find_out, made_by, read_lock
+from howto.launch import on_this_host
 from howto.params.evaluate import Evaluate
 from howto.params.file import Params
 from howto.params.infer import Infer, ProfileInfer
@@ -69,6 +70,7 @@ class Estimate:
     shards: int
     trainable: int
     stages: dict[str, Cost]
+    too_large: list[tuple[str, str]]  # what does not fit on the GPUs, and what would
     notes: list[str]
 
     def total(self) -> Cost:
@@ -83,8 +85,9 @@ class Estimate:
         )
 
 
-def estimate(params: Params, told: Told, speed: Speed, *, gpus: int, is_gpu: bool) -> Estimate:
-    """Every stage of a run, on a device of this speed.
+def estimate(params: Params, told: Told, speed: Speed, *, gpus: int, is_gpu: bool, here: int | None = None) -> Estimate:
+    """Every stage of a run, on a device of this speed. `here` are the processes that share this host's memory, if they
+    are not all: one for each GPU, and those of train.processes on a CPU.
 
     Raises:
         Stop: the shape or the number of rows cannot be known yet.
@@ -93,6 +96,8 @@ def estimate(params: Params, told: Told, speed: Speed, *, gpus: int, is_gpu: boo
     shape, lora = known.shape, params.section(Train).lora
     itemsize = BYTES[params.section(ProfileMachine).precision]
     weights = shape.parameters() * itemsize
+    processes = gpus if is_gpu else params.section(ProfileTrain).processes
+    here = here or processes
     training = _training_memory(params, known, itemsize, gpus=gpus, margin=costs.MARGIN)
     wanted = bool(params.value(f"profiles.{params.profile}.train").get("fsdp"))
     shards = gpus if is_gpu and gpus > 1 and (wanted or training + CONTEXT > speed.memory) else 1
@@ -108,23 +113,25 @@ def estimate(params: Params, told: Told, speed: Speed, *, gpus: int, is_gpu: boo
             known.raw_bytes * 1.5,
             known.raw_bytes * 1.5,
         ),
-        "train": _train(params, known, speed, itemsize, gpus=gpus, shards=shards, is_gpu=is_gpu),
+        "train": _train(params, known, speed, itemsize, gpus=gpus, shards=shards, is_gpu=is_gpu, here=here),
     }
     for model in ("base", "adapter"):
-        stages[f"infer@{model}"] = _infer(params, known, speed, itemsize, model, gpus=gpus, is_gpu=is_gpu)
+        stages[f"infer@{model}"] = _infer(params, known, speed, itemsize, model, gpus=gpus, is_gpu=is_gpu, here=here)
     stages["evaluate"] = Cost(
         LIGHT_START + known.test.count / EVALUATED_A_SECOND * params.section(Evaluate).resamples / 10_000,
         LIGHT + known.test.count * EVALUATE_BYTES_A_ROW,
         0,
         known.test.count * known.raw_bytes / known.raw_rows * RESULT,
     )
-    notes = _notes(params, known, speed, is_gpu=is_gpu)
+    notes, too_large = _notes(params, known, speed, is_gpu=is_gpu), []
     if is_gpu:
         most = max(stage.on_gpu for name, stage in stages.items() if name.startswith("infer"))
         if most > speed.memory:
             fits = _slots_that_fit(params, known, speed)
-            what = f"infer.batch_size: {fits} would" if fits else "not even one row would; docs/scaling.md has a way"
-            notes.append(f"infer does not fit on one {speed.name} ({_size(most)} of {_size(speed.memory)}): {what}")
+            would = f"infer.batch_size: {fits} would" if fits else "not even one row would; docs/scaling.md has a way"
+            too_large.append(
+                (f"infer does not fit on one {speed.name} ({_size(most)} of {_size(speed.memory)})", would)
+            )
         if shards > 1 and not wanted:
             notes.append(
                 f"a whole copy wants {_size(training + CONTEXT)} in training, more than one {speed.name} has: the "
@@ -132,8 +139,9 @@ def estimate(params: Params, told: Told, speed: Speed, *, gpus: int, is_gpu: boo
             )
         wanted_of_each = _training_memory(params, known, itemsize, gpus=gpus, shards=shards, margin=costs.MARGIN)
         if CONTEXT + wanted_of_each > speed.memory:
-            notes.append(f"train does not fit on {gpus} x {speed.name}: {_what_fits(params, known, speed, gpus)}")
-    return Estimate(known, speed, gpus, shards, trainable(shape, lora), stages, notes)
+            too_large.append((f"train does not fit on {gpus} x {speed.name}", _what_fits(params, known, speed, gpus)))
+    notes += [f"{what}: {would}" for what, would in too_large]
+    return Estimate(known, speed, gpus, shards, trainable(shape, lora), stages, too_large, notes)
 
 
 def disk_needed(told: Estimate) -> float:
@@ -204,7 +212,9 @@ def _what_fits(params: Params, known: Known, speed: Speed, gpus: int) -> str:
     return "not even one row at a time would; take more GPUs"
 
 
-def _train(params: Params, known: Known, speed: Speed, itemsize: int, *, gpus: int, shards: int, is_gpu: bool) -> Cost:
+def _train(
+    params: Params, known: Known, speed: Speed, itemsize: int, *, gpus: int, shards: int, is_gpu: bool, here: int
+) -> Cost:
     shape, lora, profile = known.shape, params.section(Train).lora, params.section(ProfileTrain)
     per_epoch = -(-known.train.count // profile.batch_size)
     epochs = float(profile.epochs or 0) or (profile.steps or 0) / per_epoch
@@ -219,15 +229,20 @@ def _train(params: Params, known: Known, speed: Speed, itemsize: int, *, gpus: i
         seconds += epochs * per_epoch * micro * 2 * shape.parameters() * itemsize * (1 - 1 / shards) / speed.link
     if not is_gpu and (measured := _measured_before(params)):
         seconds = measured
-    held = _training_memory(params, known, itemsize, gpus=gpus, shards=shards)
+    held = _training_memory(params, known, itemsize, gpus=gpus if is_gpu else profile.processes, shards=shards)
     adapter = float(adapter_bytes(shape, lora) + 2000)
     return Cost(
         HEAVY_START + seconds,
-        HEAVY + (0 if is_gpu else held),
+        here * (HEAVY + (_read_whole(known, itemsize) if is_gpu else held)),
         CONTEXT + held if is_gpu else 0,
         adapter + 40 * per_epoch * epochs,
         costs.checkpoint_bytes(shape, lora),
     )
+
+
+def _read_whole(known: Known, itemsize: int) -> float:
+    """Bytes of the base model, which a process reads into the host's memory before its GPU gets it, or a part of it."""
+    return float(known.shape.parameters() * itemsize)
 
 
 def _measured_before(params: Params) -> float | None:
@@ -242,8 +257,10 @@ def _measured_before(params: Params) -> float | None:
         return None
 
 
-def _infer(params: Params, known: Known, speed: Speed, itemsize: int, model: str, *, gpus: int, is_gpu: bool) -> Cost:
-    """Of one process for each GPU, with its part of the rows."""
+def _infer(
+    params: Params, known: Known, speed: Speed, itemsize: int, model: str, *, gpus: int, is_gpu: bool, here: int
+) -> Cost:
+    """Of one process for each GPU, with its part of the rows; of one on a CPU."""
     shape, lora, profile = known.shape, params.section(Train).lora, params.section(ProfileInfer)
     decoding = profile.decoding(params.section(Infer))
     asked = Rows(known.test.count * len(decoding.seeds), known.test.tokens, known.test.response)
@@ -255,7 +272,7 @@ def _infer(params: Params, known: Known, speed: Speed, itemsize: int, model: str
     references = costs.forward_work(shape, lora, rows, itemsize, logits=rows.response)
     return Cost(
         HEAVY_START + speed.seconds(work, few=True) + speed.seconds(references),
-        HEAVY + (0 if is_gpu else held),
+        here * (HEAVY + _read_whole(known, itemsize)) if is_gpu else HEAVY + held,
         CONTEXT + held if is_gpu else 0,
         asked.count * (PREDICTION + new * BYTES_PER_TOKEN),
     )
@@ -301,6 +318,12 @@ def _notes(params: Params, known: Known, speed: Speed, *, is_gpu: bool) -> list[
         notes.append(f"GPU figures: NOT MEASURED; {what}; no run of this project has been timed on a GPU")
     if not is_gpu and _measured_before(params):
         notes.append(f"train: as long as it took before, says {METRICS}/train_speed.json")
+    processes = params.section(ProfileTrain).processes
+    if not is_gpu and processes > 1:
+        notes.append(
+            f"train: the time of one process, and the memory of all on this host; {processes} take less time where "
+            "each has machine.threads cores of its own"
+        )
     if not _is_made(params, "model") or not _is_made(params, "data"):
         notes.append(
             f"downloads: {HUB / 1e6:.0f} MB/s assumed; what comes from the hub lies in its cache too (HF_HOME)"
@@ -390,8 +413,12 @@ def main() -> None:
             slots=params.section(ProfileInfer).batch_size,
         )
         is_gpu = speed.memory > 0
-    gpus = (arguments.gpus or params.section(ProfileTrain).processes) if is_gpu else 1
-    show(estimate(params, told, speed, gpus=gpus, is_gpu=is_gpu), params, is_gpu=is_gpu)
+    if arguments.gpus and not is_gpu:
+        parser.error("--gpus: there is none here that the profile would use; name one with --device")
+    processes = arguments.gpus or params.section(ProfileTrain).processes
+    here = on_this_host(processes, "--gpus" if arguments.gpus else "train.processes")
+    made = estimate(params, told, speed, gpus=processes if is_gpu else 1, is_gpu=is_gpu, here=here)
+    show(made, params, is_gpu=is_gpu)
 
 
 def _above_zero(text: str) -> float:

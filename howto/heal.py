@@ -3,9 +3,9 @@
 python -m howto.heal
 
 DVC writes two files in place, and half of one is left where it is killed meanwhile: dvc.lock, and .dvc/tmp/rwlock, its
-list of who reads and who writes what. It runs over neither. And it takes a process of that list for alive, where it was
-killed and another process has got its number since, as after a restart of a container. Half a file that it was copying
-into its cache is never used, and never removed.
+list of who reads and who writes what. With half of either it refuses to run. And it takes a process of that list for
+alive, where it was killed and another process has got its number since, as after a restart of a container. Half a file
+that it was copying into its cache is never used, and never removed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def heal_rwlock() -> str:
         RWLOCK.unlink()
         return f"{RWLOCK} was half-written when DVC was killed; removed"
     written = RWLOCK.stat().st_mtime
-    dead = {one["pid"] for one in _processes(held) if _began_after(one["pid"], written)}
+    dead = {one["pid"] for one in _processes(held) if began_after(one["pid"], written)}
     if not dead:
         return ""
     writers = {path: one for path, one in held["write"].items() if one["pid"] not in dead}
@@ -84,7 +84,7 @@ def _processes(held: dict[str, Any]) -> list[dict[str, Any]]:
     return [*held["write"].values(), *(one for readers in held["read"].values() for one in readers)]
 
 
-def _began_after(pid: int, moment: float) -> bool:
+def began_after(pid: int, moment: float) -> bool:
     """Whether there is such a process, and it was not yet there at that moment, in seconds since the epoch."""
     try:
         return bool(psutil.Process(pid).create_time() > moment)

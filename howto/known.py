@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from howto.costs import Rows
-from howto.params.data import Data, EmbeddedData
+from howto.hub_cache import cached_file
+from howto.params.data import Data, EmbeddedData, OutsideData, RowSource
 from howto.params.file import Params
 from howto.params.infer import Infer, ProfileInfer
 from howto.params.model import EmbeddedModel, Model
 from howto.params.prepare import Prepare
 from howto.params.train import Train
 from howto.shapes import Shape, embedded_shape, names, published, read_config, shape_of
+from howto.shards import local_shards
 from howto.stop import Stop
 
-BASE, PREPARED, PREDICTIONS = Path("models/base"), Path("data/prepared"), Path("data/predictions")
+BASE, RAW, PREPARED = Path("models/base"), Path("data/raw/rows"), Path("data/prepared")
+PREDICTIONS = Path("data/predictions")
 LOCK, METRICS = Path("dvc.lock"), Path("metrics")
 
 # Of rows whose tokens nobody has counted. Fitted on Dolly's rows with TinyLlama's tokenizer and on the embedded ones;
@@ -132,7 +134,7 @@ def _shape(params: Params, told: Told, lock: dict[str, Any], how: dict[str, str]
     if (local / "config.json").is_file():
         how["model"] = str(local / "config.json")
         return read_config(local)
-    if cached := _cached(model.source, model.revision):
+    if cached := cached_file("models", model.source, model.revision, "config.json"):
         how["model"] = f"{model.source}, in the hub's cache"
         return read_config(cached)
     shapes = published("models")
@@ -145,21 +147,13 @@ def _shape(params: Params, told: Told, lock: dict[str, Any], how: dict[str, str]
     )
 
 
-def _cached(repository: str, revision: str | None) -> Path | None:
-    """The config.json of a model in the hub's cache (https://huggingface.co/docs/hub/local-cache)."""
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    snapshots = cache / f"models--{repository.replace('/', '--')}" / "snapshots"
-    return next(iter(sorted(snapshots.glob(f"{revision or '*'}/config.json"))), None)
-
-
 def _raw(params: Params, told: Told, lock: dict[str, Any], how: dict[str, str]) -> tuple[int, float, float, float]:
     """Raw rows, their bytes, and tokens and response tokens of a row that is not cut."""
     data = params.section(Data).root
     rows, size = 0, 0.0
     if told.rows is None:
-        if made_by(lock, "fetch_data", params) and (files := _files(Path("data/raw/rows"))):
-            rows, size = _rows_in(files)
+        if made_by(lock, "fetch_data", params) and RAW.is_dir():
+            rows, size = _rows_in(list(local_shards(RAW, None, "data.source").values()))
             how["rows"] = "data/raw"
         elif isinstance(data, EmbeddedData):
             from howto.embedded.corpus import make_corpus
@@ -170,8 +164,8 @@ def _raw(params: Params, told: Told, lock: dict[str, Any], how: dict[str, str]) 
                 write_rows(path := Path(folder) / "embedded.jsonl", made)
                 rows, size = len(made), float(path.stat().st_size)
             how["rows"] = "made from params.yaml"
-        elif (local := Path(data.source).expanduser()).exists() and (files := _files(local)):
-            rows, size = _rows_in(files)
+        elif (local := Path(data.source).expanduser()).exists():
+            rows, size = _rows_in(_shards(data.rows()))
             how["rows"] = str(local)
         elif data.source in published("data"):
             found = published("data")[data.source]
@@ -195,10 +189,13 @@ def _raw(params: Params, told: Told, lock: dict[str, Any], how: dict[str, str]) 
     return rows, size, per_row, per_row * RESPONSE
 
 
-def _files(path: Path) -> list[Path]:
-    from howto.source import is_row_file
+def _shards(rows: RowSource) -> list[Path]:
+    """The files that fetch_data would take.
 
-    return [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and is_row_file(p.name)]
+    Raises:
+        Stop: there is none, as fetch_data would say.
+    """
+    return list(local_shards(Path(rows.source).expanduser(), rows.file, rows.key).values())
 
 
 def _rows_in(files: list[Path]) -> tuple[int, float]:
@@ -232,12 +229,13 @@ def _split(params: Params, raw: int) -> tuple[int, int, int]:
     """Rows for training, validation and test."""
     split = params.section(Prepare).split
     kept = raw * KEPT
-    source = params.value(f"profiles.{params.profile}.data").get("test_source")
+    data = params.section(Data).root
+    source = data.test() if isinstance(data, OutsideData) else None
     validation, test = (
         min(kept, part if isinstance(part, int) else part * kept) for part in (split.validation, split.test)
     )
-    if source and (files := _files(Path(source).expanduser())):
-        test = _rows_in(files)[0]
+    if source and Path(source.source).expanduser().exists():
+        test = _rows_in(_shards(source))[0]
     rest = max(1.0, kept - validation - (0 if source else test))
     if split.train != "rest":
         rest = min(rest, split.train if isinstance(split.train, int) else split.train * kept)

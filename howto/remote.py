@@ -246,6 +246,10 @@ def _with_remote(again: str, action: Callable[[Any, Any, Logged], str]) -> None:
             with closing(Repo()) as repo:
                 if not repo.config["core"].get("remote"):
                     raise Stop("no remote is set up; `make remote URL=...` does it (docs/remotes.md)")
+                if not repo.config["remote"].get(_name(repo), {}).get("url"):
+                    raise Stop(
+                        f"{_name(repo)!r} is the default remote, and has no URL; `make remote URL=...` gives one"
+                    )
                 url = _url(repo)
                 repo.config["remote"][_name(repo)]["verify"] = True  # also where `dvc remote add` has not said so
                 odb = repo.cloud.get_remote_odb(_name(repo))

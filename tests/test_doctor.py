@@ -127,17 +127,17 @@ def test_git_and_dvc(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "level", "said"),
     [
-        ("<<<<<<< HEAD\nstages: {}\n=======\n", "a merge left its conflict markers"),
-        ("stages: [\n", "damaged"),
-        ("", "damaged"),
+        ("<<<<<<< HEAD\nstages: {}\n=======\n", PROBLEM, "a merge left its conflict markers in it -> git checkout"),
+        ("stages: [\n", WARNING, "damaged, and `dvc repro` will not start -> `make run` mends it"),
+        ("", WARNING, "damaged, and `dvc repro` will not start -> `make run` mends it"),
     ],
 )
-def test_a_damaged_dvc_lock(project: Path, text: str, said: str) -> None:
+def test_a_damaged_dvc_lock(project: Path, text: str, level: str, said: str) -> None:
     only(check_locks_of_runs, OK, "dvc.lock", "7 stages")
     Path("dvc.lock").write_text(text, encoding="utf-8")
-    only(check_locks, PROBLEM, said, "git checkout")
+    only(check_locks, level, said)
 
 
 def check_locks_of_runs(asked: Asked) -> list[Finding]:
@@ -154,8 +154,10 @@ def test_locks_of_a_dvc_that_runs_and_of_one_that_died(project: Path) -> None:
         held = {"write": {"/data/raw": {"pid": pid, "cmd": "dvc repro"}}, "read": {}}
         (folder / "rwlock").write_text(json.dumps(held), encoding="utf-8")
         only(check_locks, WARNING, said)
+    os.utime(folder / "rwlock", (1e9, 1e9))  # long before this process began
+    only(check_locks, WARNING, f"names process {os.getpid()}, which was killed", "`python -m howto.heal`")
     (folder / "rwlock").write_text('{"write": {', encoding="utf-8")  # killed while it wrote
-    only(check_locks, PROBLEM, "damaged, and DVC will not start", "rm .dvc/tmp/rwlock")
+    only(check_locks, WARNING, "damaged, and `dvc repro` will not start", "`python -m howto.heal`")
     (folder / "rwlock").unlink()
     with (folder / "lock").open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -164,16 +166,17 @@ def test_locks_of_a_dvc_that_runs_and_of_one_that_died(project: Path) -> None:
 
 
 def test_a_damaged_rwlock_does_stop_dvc(project: Path) -> None:
-    """What the doctor calls a problem is one, and what it advises mends it."""
+    """What the doctor warns of is so, and what it advises mends it."""
     subprocess.run(["git", "init", "-q"], check=True)
     Path("dvc.yaml").write_text("stages: {make: {cmd: echo 1 > made, outs: [made]}}\n", encoding="utf-8")
     Path("dvc.lock").unlink()
     (project / ".dvc/tmp").mkdir()
     (project / ".dvc/tmp/rwlock").write_text("", encoding="utf-8")
     dvc = [str(Path(sys.executable).with_name("dvc")), "repro"]
-    (finding,) = (f for f in ask(check_locks) if f.level == PROBLEM)
+    (finding,) = (f for f in ask(check_locks) if f.level == WARNING)
     assert "rwlock" in subprocess.run(dvc, capture_output=True, text=True, check=False).stderr.lower()
-    subprocess.run(finding.to_do, shell=True, check=True)
+    assert "`python -m howto.heal`" in finding.to_do
+    assert run_stage(project, "howto.heal").returncode == 0
     assert subprocess.run(dvc, capture_output=True, text=True, check=False).returncode == 0
 
 
@@ -209,6 +212,63 @@ def test_the_device(project: Path) -> None:
     only(check_device, WARNING, "no GPU (", "all is computed on the CPU", "make estimate")
 
 
+def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, memory: float) -> None:
+    """Let the process that asks torch for GPUs find one that sees these."""
+    (folder / "other").mkdir(exist_ok=True)
+    (folder / "other/torch.py").write_text(
+        "from types import SimpleNamespace as Has\n__version__, version = '2.13.0', Has(cuda='13.0')\n"
+        f"gpu = Has(name='GPU of a test', total_memory={memory * 2**30}, major=8)\n"
+        f"cuda = Has(is_available=lambda: True, device_count=lambda: {gpus}, get_device_properties=lambda n: gpu)\n"
+        "yes = lambda: True\n"
+        "distributed = Has(is_available=yes, is_gloo_available=yes, is_nccl_available=yes)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(folder / "other"))
+
+
+def test_processes_are_shared_out_to_hosts_and_each_wants_a_gpu(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tinyllama(project)
+    pretend(project, monkeypatch, gpus=4, memory=80)
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text.replace("      processes: 1\n", "      processes: 8\n"), encoding="utf-8")
+    only(check_device, PROBLEM, "train.processes is 8, and there are 4 GPUs")
+    monkeypatch.setenv("PET_NNODES", "2")
+    assert [finding.level for finding in ask(check_device)] == [OK, OK]
+    assert ask(check_device)[1].said == "8, 4 of them on this host, by nccl over the network, which was not tried"
+    monkeypatch.setenv("PET_NNODES", "3")
+    only(check_device, PROBLEM, "8, which cannot be dealt evenly to 3 hosts (PET_NNODES)")
+
+
+@pytest.mark.parametrize(
+    ("memory", "level", "said"),
+    [
+        (80, OK, "about 25.3 GiB needed, 80.0 GiB in all"),
+        (30, PROBLEM, "train does not fit on 1 x GPU of a test -> micro_batch_size: 8 would"),
+        (4, PROBLEM, "infer does not fit on one GPU of a test ("),
+    ],
+)
+def test_memory_of_a_gpu(project: Path, monkeypatch: pytest.MonkeyPatch, memory: float, level: str, said: str) -> None:
+    use_tinyllama(project)
+    pretend(project, monkeypatch, gpus=1, memory=memory)
+    found = [finding for finding in ask(check_memory_and_disk) if finding.what == "memory of a GPU"]
+    assert {finding.level for finding in found} == {level}
+    assert any(said in f"{finding.said} -> {finding.to_do}" for finding in found), found
+
+
+def test_a_base_that_is_to_be_sharded(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tinyllama(project)
+    pretend(project, monkeypatch, gpus=4, memory=4)
+    text = Path("params.yaml").read_text(encoding="utf-8").replace("micro_batch_size: 16\n", "micro_batch_size: 1\n")
+    text = text.replace("batch_size: 256\n", "batch_size: 32\n")
+    Path("params.yaml").write_text(text.replace("      processes: 1\n", "      processes: 4\n"), encoding="utf-8")
+    (found,) = (finding for finding in ask(check_memory_and_disk) if finding.what == "memory of a GPU")
+    assert found.level == PROBLEM and found.to_do == "set train.fsdp: true, which shards it over the 4 processes"
+    text = Path("params.yaml").read_text(encoding="utf-8").replace("      fsdp: false\n", "      fsdp: true\n")
+    Path("params.yaml").write_text(text, encoding="utf-8")
+    (found,) = (finding for finding in ask(check_memory_and_disk) if finding.what == "memory of a GPU")
+    assert found.level != PROBLEM, found
+
+
 def test_a_torch_that_cannot_be_imported(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "broken").mkdir()
     monkeypatch.setenv("PYTHONPATH", str(project / "broken"))
@@ -225,7 +285,21 @@ def test_too_little_memory_and_disk(project: Path) -> None:
     use_tinyllama(project)
     hub = next(finding.said for finding in ask(check_memory_and_disk) if finding.what == "disk")
     assert hub.startswith("about 6.6 GiB needed"), "models/base, DVC's copy and the hub's cache"
+    (project / "models/base").mkdir(parents=True)
+    (project / "models/base/config.json").write_text("{}", encoding="utf-8")  # of the profile that ran before
+    assert next(finding.said for finding in ask(check_memory_and_disk) if finding.what == "disk") == hub
+    revision = read_params().value("profiles.tinyllama.model.revision")
+    kept = project / f"hub/hub/models--{MODEL.replace('/', '--')}/snapshots/{revision}/model.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    cached = next(finding.said for finding in ask(check_memory_and_disk) if finding.what == "disk")
+    assert cached.startswith("about 4.5 GiB needed"), "the hub's cache has it"
+    shutil.rmtree(project / "models")
     edit_params(project, "\nprofile: tinyllama", "\nprofile: embedded")
+    before = next(finding.said for finding in ask(check_memory_and_disk) if finding.what == "memory")
+    edit_params(project, "processes: 1              #", "processes: 4              #")
+    assert next(finding.said for finding in ask(check_memory_and_disk) if finding.what == "memory") != before
+    edit_params(project, "processes: 4              #", "processes: 1              #")
     edit_params(project, "hidden_size: 160", "hidden_size: 131072")
     edit_params(project, "layers: 3 ", "layers: 200 ")
     found = ask(check_memory_and_disk)
@@ -251,7 +325,13 @@ def test_more_processes_than_cores(project: Path, monkeypatch: pytest.MonkeyPatc
     cores = len(os.sched_getaffinity(0))
     edit_params(project, "threads: 2 ", "threads: 1 ")
     edit_params(project, "processes: 1 ", f"processes: {2 * cores} ")
-    only(check_cores, WARNING, f"{2 * cores} processes of machine.threads: 1 each, which wait for each other")
+    only(check_cores, WARNING, f"{2 * cores} processes of machine.threads: 1 each", "lower train.processes, or take")
+    edit_params(project, f"processes: {2 * cores} ", f"processes: {cores} ")
+    edit_params(project, "threads: 1 ", "threads: 2 ")
+    if cores > 1:
+        only(check_cores, WARNING, f"{cores} processes of machine.threads: 2 each", "set machine.threads: 1")
+    edit_params(project, f"processes: {cores} ", f"processes: {2 * cores} ")
+    edit_params(project, "threads: 2 ", "threads: 1 ")
     monkeypatch.setenv("PET_NNODES", "2")
     only(check_cores, OK, "of which machine.threads takes 1")
 
@@ -329,6 +409,25 @@ def test_two_files_of_one_repository_are_two_questions(project: Path, monkeypatc
         monkeypatch.setenv("HF_ENDPOINT", hub.address)
         found = [finding for finding in ask(check_hub) if finding.what == f"hub, {DATA}"]
     assert sorted(finding.level for finding in found) == [OK, PROBLEM]
+
+
+@pytest.mark.parametrize(
+    ("file", "asked"), [("my rows.jsonl", "/resolve/main/my rows.jsonl"), ("train-0000?.parquet", None)]
+)
+def test_a_file_with_a_blank_in_its_name_and_a_pattern(
+    project: Path, monkeypatch: pytest.MonkeyPatch, file: str, asked: str | None
+) -> None:
+    use_tinyllama(project)
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if "      revision:" not in line]
+    changed = "\n".join(lines).replace("databricks-dolly-15k.jsonl", f'"{file}"')
+    Path("params.yaml").write_text(changed, encoding="utf-8")
+    files = {f"models/{MODEL}": {"config.json": b"{}"}, f"datasets/{DATA}": {file: b"{}"}}
+    with serve(Hub(repositories=files)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        assert [finding.level for finding in ask(check_hub)] == [OK, OK], ask(check_hub)
+        paths = [one.path for one in hub.asked if DATA in one.path]
+    assert all(path.endswith(asked or "/revision/main") for path in paths) and paths
 
 
 def test_what_is_asked_has_no_terminal_to_ask_for_a_password_on() -> None:

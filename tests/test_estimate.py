@@ -25,7 +25,7 @@ from howto.adapter import add_adapter, save_adapter
 from howto.batches import Example
 from howto.embedded.base_model import CONTEXT as EMBEDDED_CONTEXT
 from howto.engine import Engine
-from howto.estimate import HEAVY_START, estimate, main
+from howto.estimate import HEAVY, HEAVY_START, estimate, main
 from howto.known import Told, find_out
 from howto.memory import Kept
 from howto.params.file import read_params
@@ -316,6 +316,12 @@ def test_rows_on_this_machine_are_counted(fresh: Path) -> None:
     assert "500 rows" in told(fresh, *settings).stdout
     (fresh / "rows.jsonl").write_text('{"instruction": "a", "response": "b"}', encoding="utf-8")
     assert "1 rows" in told(fresh, *settings).stdout
+    (fresh / "rows").mkdir()
+    for name, rows in (("a", 10), ("b", 1000)):
+        (fresh / f"rows/{name}.jsonl").write_text('{"instruction": "a", "response": "b"}\n' * rows, encoding="utf-8")
+    folder = [*settings, "--set", "profiles.tinyllama.data.source=./rows"]
+    assert "1,010 rows" in told(fresh, *folder).stdout
+    assert " 10 rows" in told(fresh, *folder, "--set", "profiles.tinyllama.data.file=a.jsonl").stdout
     (fresh / "rows.parquet").write_bytes(b"PAR1 and no more")
     done = told(fresh, *settings, "--set", "profiles.tinyllama.data.source=./rows.parquet")
     assert done.returncode == 1 and "rows.parquet: not a Parquet file that can be read" in done.stderr
@@ -388,8 +394,31 @@ def test_gpus_share_the_answers_of_many_rows(fresh: Path, monkeypatch: pytest.Mo
         assert eight[name].on_gpu == one[name].on_gpu and eight[name].disk == one[name].disk
 
 
+def test_memory_of_a_host_is_that_of_all_its_processes(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(fresh)
+    monkeypatch.delenv("PET_NNODES", raising=False)
+    params, h100 = changed_params(["profile=tinyllama"]), published_speed("H100", "bfloat16")
+    eight, four = (estimate(params, Told(), h100, gpus=8, is_gpu=True, here=here).stages for here in (8, 4))
+    weights = find_out(params, Told()).shape.parameters() * 2
+    for name in ("train", "infer@base", "infer@adapter"):
+        assert eight[name].memory == 8 * (HEAVY + weights) == 2 * four[name].memory
+    changed = [f"profiles.embedded.train.{one}" for one in ("processes=4", "micro_batch_size=1")]
+    cpu = replace(h100, memory=0.0)
+    alone, all_ = (
+        estimate(changed_params(settings), Told(), cpu, gpus=1, is_gpu=False).stages
+        for settings in (changed[1:], changed)
+    )
+    assert all_["train"].memory == pytest.approx(4 * alone["train"].memory)
+    assert all_["infer@base"].memory == alone["infer@base"].memory
+
+
+def test_gpus_that_are_not_there_are_not_passed_over_in_silence(fresh: Path) -> None:
+    done = told(fresh, "--gpus", "4")
+    assert done.returncode == 2 and "name one with --device" in done.stderr.splitlines()[-1]
+
+
 def test_no_stage_depends_on_it() -> None:
-    ours = {"estimate", "doctor", "known", "costs", "shapes", "speed", "finding"}
+    ours = {"estimate", "doctor", "known", "costs", "shapes", "speed", "finding", "hub_cache"}
     for path in [*(ROOT / "stages").glob("*.py"), *(ROOT / "howto/embedded").glob("*.py")]:
         imported = {
             node.module.rpartition(".")[2]

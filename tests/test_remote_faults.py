@@ -312,3 +312,12 @@ def test_a_remote_of_a_kind_that_is_not_tried_says_how(template: Path) -> None:
 
 def test_no_remote_is_one_line(template: Path) -> None:
     stops(call(template, None, sys.executable, "-m", "howto.remote", "pull"), "make remote URL=")
+
+
+def test_a_default_remote_that_nobody_set_up_is_one_line(template: Path, tmp_path: Path) -> None:
+    shutil.copytree(template, tmp_path / "copy")
+    (tmp_path / "copy/.dvc/config").write_text("[core]\n    remote = gone\n", encoding="utf-8")
+    stops(
+        call(tmp_path / "copy", None, sys.executable, "-m", "howto.remote", "push"),
+        "'gone' is the default remote, and has no URL",
+    )
