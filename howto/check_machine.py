@@ -152,7 +152,9 @@ def check_memory_and_disk(asked: Asked) -> list[Finding]:
         return [Finding(WARNING, "memory and disk", what, "say to `make estimate` what is not known")]
     from howto.estimate import disk_needed
 
-    need = told.total().memory
+    # infer takes every GPU by itself, each with a process that reads the base model into the host's memory.
+    answering = told.stages["infer@adapter"].memory / _of_this_host(asked) * len(gpus)
+    need = max(told.total().memory, answering)
     found = [
         _enough(
             "memory", need, memory, "`make estimate` says which stage; a lower micro_batch_size, or a smaller model"

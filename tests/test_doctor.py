@@ -31,7 +31,8 @@ from howto.check_setup import (
     check_python,
 )
 from howto.cpu import cpu
-from howto.finding import OK, PROBLEM, WARNING, Asked, Finding, output_of
+from howto.estimate import HEAVY
+from howto.finding import OK, PROBLEM, WARNING, Asked, Finding, gib, output_of
 from howto.params.file import read_params
 from tests.conftest import ROOT, run_stage
 from tests.hub import Hub, serve
@@ -253,6 +254,15 @@ def test_memory_of_a_gpu(project: Path, monkeypatch: pytest.MonkeyPatch, memory:
     found = [finding for finding in ask(check_memory_and_disk) if finding.what == "memory of a GPU"]
     assert {finding.level for finding in found} == {level}
     assert any(said in f"{finding.said} -> {finding.to_do}" for finding in found), found
+
+
+def test_each_gpu_has_a_process_that_reads_the_base_into_the_hosts_memory(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tinyllama(project)
+    for gpus in (1, 4000):
+        pretend(project, monkeypatch, gpus=gpus, memory=80)
+        assert needed("memory") == f"about {gib(gpus * (HEAVY + 2 * 1_100_048_384))} needed"
 
 
 def test_a_base_that_is_to_be_sharded(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
