@@ -31,6 +31,7 @@ from benchmarks.repro_trial import SIGNALS, STAGES, TARGETS, Aim, Undisturbed, t
 from howto.whole import write_json
 
 RESULT = Path(__file__).parent / "results" / "killed_repro.json"
+TRIES = 20  # of one aim, until it hits something
 
 
 def main() -> None:
@@ -67,14 +68,17 @@ def hit(whole: Undisturbed, aim: Aim) -> dict[str, object]:
     How fast the machine is changes; the moment is then the same share of what the run took this time.
     """
     share = aim.seconds / whole.times[aim.stage].seconds
-    while str((found := trial(whole, aim))["hit"]).startswith("nothing"):
+    for _ in range(TRIES):
+        found = trial(whole, aim)
+        if not str(found["hit"]).startswith("nothing"):
+            return found
         share *= 0.9
         seconds = 0.7 * aim.seconds
         if not aim.after_its_end and isinstance(took := found["until_then_seconds"], float):
             whole.times[aim.stage] = replace(whole.times[aim.stage], seconds=took)
             seconds = share * took
         aim = replace(aim, seconds=seconds)
-    return found
+    sys.exit(f"{aim}: nothing was hit in {TRIES} tries")
 
 
 def aims(whole: Undisturbed, chance: random.Random, kills: int, between: int) -> Iterator[Aim]:
@@ -88,8 +92,8 @@ def aims(whole: Undisturbed, chance: random.Random, kills: int, between: int) ->
             yield Aim(stage, signal, target, chance.uniform(0, whole.times[stage].seconds))
         else:
             stage = STAGES[number % len(STAGES)]
-            others = "group" if target == "stage" else target  # none is at work then
-            yield Aim(stage, signal, others, chance.uniform(0, whole.times[stage].seconds_after), after_its_end=True)
+            at_work = "group" if target == "stage" else target  # between stages none is
+            yield Aim(stage, signal, at_work, chance.uniform(0, whole.times[stage].seconds_after), after_its_end=True)
 
 
 def shuffled(chance: random.Random, pairs: itertools.product[tuple[str, str]]) -> list[tuple[str, str]]:

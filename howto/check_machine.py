@@ -45,15 +45,20 @@ print(json.dumps({"torch": str(torch.__version__), "cuda": torch.version.cuda,
 
 def check_device(asked: Asked) -> list[Finding]:
     """The device that the profile wants, and torch's view of it; how many processes, and what they talk by."""
-    status, said, error = output_of(sys.executable, "-c", TORCH)
-    if status:
+    torch, status, error = _torch()
+    if torch is None:
         if "No module named 'torch'" in error:
             return [Finding(WARNING, "torch", "not installed", "`make run` installs it")]
         why = error or f"it ended with {status}"
         to_do = f"{sys.executable} -m pip install --force-reinstall torch, in the version of requirements.lock"
         return [Finding(PROBLEM, "torch", f"cannot be imported: {why[:200]}", to_do)]
-    torch: dict[str, Any] = json.loads(said.splitlines()[-1])
     return [*_device(asked, torch), *_processes(asked, torch)]
+
+
+def _torch() -> tuple[dict[str, Any] | None, int, str]:
+    """What torch says of itself and of its GPUs; if it does not, the status of the process, and its error."""
+    status, said, error = output_of(sys.executable, "-c", TORCH)
+    return (None if status else json.loads(said.splitlines()[-1])), status, error
 
 
 def _device(asked: Asked, torch: dict[str, Any]) -> list[Finding]:
@@ -129,8 +134,8 @@ def _gpus(asked: Asked) -> list[tuple[str, float]]:
     """Name and memory of the GPUs that the profile would use, as torch sees them."""
     if asked.params is None or asked.value("profiles.*.machine.device") == "cpu":
         return []
-    status, said, _ = output_of(sys.executable, "-c", TORCH)
-    return [] if status else [(name, memory) for name, memory, _ in json.loads(said.splitlines()[-1])["gpus"]]
+    torch, *_ = _torch()
+    return [(name, memory) for name, memory, _ in torch["gpus"]] if torch else []
 
 
 def check_memory_and_disk(asked: Asked) -> list[Finding]:
