@@ -1,0 +1,187 @@
+"""What the doctor finds of the machine: device, memory, disk, cores and the kind of CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from howto.check_machine import check_cores, check_cpu, check_device, check_memory_and_disk
+from howto.cpu import cpu
+from howto.estimate import HEAVY
+from howto.finding import OK, PROBLEM, WARNING, gib
+from howto.params.file import read_params
+from tests.doctoring import MODEL, ask, only, use_tinyllama
+from tests.in_process import edit_params
+
+
+def test_the_device(examined: Path) -> None:
+    only(check_device, OK, "torch")
+    edit_params(examined, "processes: 1              #", "processes: 4              #")
+    assert [finding.said for finding in ask(check_device)][1:] == ["4, by gloo over loopback"]
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU: what is missing without one cannot be provoked")
+    edit_params(examined, "device: cpu ", "device: cuda")
+    found = ask(check_device)[0]
+    assert (
+        found.level == PROBLEM and found.said.startswith("cuda is wanted: ") and "machine.device: auto" in found.to_do
+    )
+    use_tinyllama(examined)
+    only(check_device, WARNING, "no GPU (", "all is computed on the CPU", "make estimate")
+
+
+def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, memory: float) -> None:
+    """Let the process that asks torch for GPUs find one that sees these."""
+    (folder / "other").mkdir(exist_ok=True)
+    (folder / "other/torch.py").write_text(
+        "from types import SimpleNamespace as Has\n__version__, version = '2.13.0', Has(cuda='13.0')\n"
+        f"gpu = Has(name='GPU of a test', total_memory={memory * 2**30}, major=8)\n"
+        f"cuda = Has(is_available=lambda: True, device_count=lambda: {gpus}, get_device_properties=lambda n: gpu)\n"
+        "yes = lambda: True\n"
+        "distributed = Has(is_available=yes, is_gloo_available=yes, is_nccl_available=yes)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(folder / "other"))
+
+
+def test_processes_are_shared_out_to_hosts_and_each_wants_a_gpu(
+    examined: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tinyllama(examined)
+    pretend(examined, monkeypatch, gpus=4, memory=80)
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text.replace("      processes: 1\n", "      processes: 8\n"), encoding="utf-8")
+    only(check_device, PROBLEM, "train.processes is 8, and there are 4 GPUs")
+    monkeypatch.setenv("PET_NNODES", "2")
+    assert [finding.level for finding in ask(check_device)] == [OK, OK]
+    assert ask(check_device)[1].said == "8, 4 of them on this host, by nccl over the network, which was not tried"
+    monkeypatch.setenv("PET_NNODES", "3")
+    only(check_device, PROBLEM, "8, which cannot be dealt evenly to 3 hosts (PET_NNODES)")
+
+
+@pytest.mark.parametrize(
+    ("memory", "level", "said"),
+    [
+        (80, OK, "about 25.3 GiB needed, 80.0 GiB in all"),
+        (30, PROBLEM, "train does not fit on 1 x GPU of a test -> micro_batch_size: 8 would"),
+        (4, PROBLEM, "infer does not fit on one GPU of a test ("),
+    ],
+)
+def test_memory_of_a_gpu(examined: Path, monkeypatch: pytest.MonkeyPatch, memory: float, level: str, said: str) -> None:
+    use_tinyllama(examined)
+    pretend(examined, monkeypatch, gpus=1, memory=memory)
+    found = [finding for finding in ask(check_memory_and_disk) if finding.what == "memory of a GPU"]
+    assert {finding.level for finding in found} == {level}
+    assert any(said in f"{finding.said} -> {finding.to_do}" for finding in found), found
+
+
+def test_each_gpu_has_a_process_that_reads_the_base_into_the_hosts_memory(
+    examined: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tinyllama(examined)
+    for gpus in (1, 4000):
+        pretend(examined, monkeypatch, gpus=gpus, memory=80)
+        assert needed("memory") == f"about {gib(gpus * (HEAVY + 2 * 1_100_048_384))} needed"
+
+
+def test_a_base_that_is_to_be_sharded(examined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tinyllama(examined)
+    pretend(examined, monkeypatch, gpus=4, memory=4)
+    text = Path("params.yaml").read_text(encoding="utf-8").replace("micro_batch_size: 16\n", "micro_batch_size: 1\n")
+    text = text.replace("batch_size: 256\n", "batch_size: 32\n")
+    Path("params.yaml").write_text(text.replace("      processes: 1\n", "      processes: 4\n"), encoding="utf-8")
+    (found,) = (finding for finding in ask(check_memory_and_disk) if finding.what == "memory of a GPU")
+    assert found.level == PROBLEM and found.to_do == "set train.fsdp: true, which shards it over the 4 processes"
+    text = Path("params.yaml").read_text(encoding="utf-8").replace("      fsdp: false\n", "      fsdp: true\n")
+    Path("params.yaml").write_text(text, encoding="utf-8")
+    (found,) = (finding for finding in ask(check_memory_and_disk) if finding.what == "memory of a GPU")
+    assert found.level != PROBLEM, found
+
+
+def test_a_torch_that_cannot_be_imported(examined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (examined / "broken").mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(examined / "broken"))
+    for code, said in (
+        ("raise ImportError('libgomp.so.1: cannot open shared object file')", "libgomp.so.1: cannot open"),
+        ("import os; os.abort()", "it ended with -6"),
+    ):
+        (examined / "broken/torch.py").write_text(code, encoding="utf-8")
+        only(check_device, PROBLEM, "cannot be imported", said, "--force-reinstall torch")
+
+
+def needed(what: str) -> str:
+    """The part of what is said of memory or disk that does not depend on what is free just now."""
+    return next(finding.said for finding in ask(check_memory_and_disk) if finding.what == what).partition(",")[0]
+
+
+def test_too_little_memory_and_disk(examined: Path) -> None:
+    assert {finding.level for finding in ask(check_memory_and_disk)} == {OK}
+    use_tinyllama(examined)
+    assert needed("disk") == "about 6.6 GiB needed", "models/base, DVC's copy and the hub's cache"
+    (examined / "models/base").mkdir(parents=True)
+    (examined / "models/base/config.json").write_text("{}", encoding="utf-8")  # of the profile that ran before
+    assert needed("disk") == "about 6.6 GiB needed"
+    revision = read_params().value("profiles.tinyllama.model.revision")
+    kept = examined / f"hub/hub/models--{MODEL.replace('/', '--')}/snapshots/{revision}/model.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert needed("disk") == "about 4.5 GiB needed", "the hub's cache has it"
+    shutil.rmtree(examined / "models")
+    edit_params(examined, "\nprofile: tinyllama", "\nprofile: embedded")
+    alone = needed("memory")
+    edit_params(examined, "processes: 1              #", "processes: 4              #")
+    assert needed("memory") != alone
+    edit_params(examined, "processes: 4              #", "processes: 1              #")
+    edit_params(examined, "hidden_size: 160", "hidden_size: 131072")
+    edit_params(examined, "layers: 3 ", "layers: 200 ")
+    found = ask(check_memory_and_disk)
+    assert {(finding.what, finding.level) for finding in found} == {("memory", PROBLEM), ("disk", PROBLEM)}
+    assert all("GiB needed, " in finding.said and finding.to_do for finding in found)
+
+
+def test_what_a_model_that_nobody_knows_needs_cannot_be_told(examined: Path) -> None:
+    use_tinyllama(examined)
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text.replace(MODEL, "someone/model"), encoding="utf-8")
+    only(check_memory_and_disk, WARNING, "cannot be told: the shape of someone/model is not known")
+
+
+def test_cores(examined: Path) -> None:
+    edit_params(examined, "threads: 2 ", "threads: 1000 ")
+    only(check_cores, WARNING, "machine.threads: 1000")
+    edit_params(examined, "threads: 1000 ", "threads: 1 ")
+    only(check_cores, OK, "of which machine.threads takes 1")
+
+
+def test_more_processes_than_cores(examined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = len(os.sched_getaffinity(0))
+    edit_params(examined, "threads: 2 ", "threads: 1 ")
+    edit_params(examined, "processes: 1 ", f"processes: {2 * cores} ")
+    only(check_cores, WARNING, f"{2 * cores} processes of machine.threads: 1 each", "lower train.processes, or take")
+    edit_params(examined, f"processes: {2 * cores} ", f"processes: {cores} ")
+    edit_params(examined, "threads: 1 ", "threads: 2 ")
+    if cores > 1:
+        only(check_cores, WARNING, f"{cores} processes of machine.threads: 2 each", "set machine.threads: 1")
+    edit_params(examined, f"processes: {cores} ", f"processes: {2 * cores} ")
+    edit_params(examined, "threads: 2 ", "threads: 1 ")
+    monkeypatch.setenv("PET_NNODES", "2")
+    only(check_cores, OK, "of which machine.threads takes 1")
+
+
+def test_the_kind_of_cpu_beside_that_of_the_committed_run(examined: Path) -> None:
+    model, instructions = cpu()
+    path = Path("metrics/machine.json")
+    for facts, status, said in (
+        ({"cpu": model, "instructions": instructions}, OK, "the very kind of metrics/machine.json"),
+        ({"cpu": model, "instructions": f"{instructions} avx9000"}, WARNING, "of another kind"),
+        ({"cpu": "Some Other CPU, 6, 85, 7", "instructions": instructions}, WARNING, "of another kind"),
+        ({}, WARNING, "metrics/machine.json is damaged"),
+    ):
+        path.write_text(json.dumps({"facts": facts}), encoding="utf-8")
+        only(check_cpu, status, said)
+    path.unlink()
+    only(check_cpu, OK, model.split(",")[0])
