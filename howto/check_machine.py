@@ -155,8 +155,6 @@ def check_memory_and_disk(asked: Asked) -> list[Finding]:
     except Stop as stop:
         what = f"{gib(memory)} and {gib(free)} free; what is needed cannot be told: {stop}"
         return [Finding(WARNING, "memory and disk", what, "say to `make estimate` what is not known")]
-    from howto.estimate import disk_needed
-
     # infer takes every GPU by itself, each with a process that reads the base model into the host's memory.
     answering = told.stages["infer@adapter"].memory / _of_this_host(asked) * len(gpus)
     need = max(told.total().memory, answering)
@@ -167,7 +165,7 @@ def check_memory_and_disk(asked: Asked) -> list[Finding]:
     ]
     if gpus:
         found += _memory_of_gpus(asked, told)
-    needed, kept = max(0.0, disk_needed(told) - 2 * _already_there(asked.params)), _in_the_hubs_cache(asked, told)
+    needed, kept = max(0.0, told.disk() - 2 * _already_there(asked.params)), _in_the_hubs_cache(asked, told)
     cache = next(path for path in (hub_cache(), *hub_cache().absolute().parents) if path.exists())
     shared = cache.stat().st_dev == Path.cwd().stat().st_dev
     where = "free space, or clone onto another disk"

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from howto import costs
 from howto.costs import Rows
+from howto.estimate_table import show, size_of
 from howto.known import METRICS, Known, Told, find_out, made_by, read_lock
 from howto.launch import on_this_host
 from howto.params.evaluate import Evaluate
@@ -84,6 +85,11 @@ class Estimate:
             max(c.passing for c in costs),
         )
 
+    def disk(self) -> float:
+        """Bytes on the project's disk: each output, its copy in DVC's cache, and what is there while a stage runs."""
+        total = self.total()
+        return 2 * total.disk + total.passing
+
 
 def estimate(params: Params, told: Told, speed: Speed, *, gpus: int, is_gpu: bool, here: int | None = None) -> Estimate:
     """Every stage of a run, on a device of this speed. `here` are the processes that share this host's memory, if they
@@ -130,24 +136,18 @@ def estimate(params: Params, told: Told, speed: Speed, *, gpus: int, is_gpu: boo
             fits = _slots_that_fit(params, known, speed)
             would = f"infer.batch_size: {fits} would" if fits else "not even one row would; docs/scaling.md has a way"
             too_large.append(
-                (f"infer does not fit on one {speed.name} ({_size(most)} of {_size(speed.memory)})", would)
+                (f"infer does not fit on one {speed.name} ({size_of(most)} of {size_of(speed.memory)})", would)
             )
         if shards > 1 and not wanted:
             notes.append(
-                f"a whole copy wants {_size(training + CONTEXT)} in training, more than one {speed.name} has: the "
-                f"weights are taken as sharded over {shards} (FSDP), {_size(weights / shards)} each"
+                f"a whole copy wants {size_of(training + CONTEXT)} in training, more than one {speed.name} has: the "
+                f"weights are taken as sharded over {shards} (FSDP), {size_of(weights / shards)} each"
             )
         wanted_of_each = _training_memory(params, known, itemsize, gpus=gpus, shards=shards, margin=costs.MARGIN)
         if CONTEXT + wanted_of_each > speed.memory:
             too_large.append((f"train does not fit on {gpus} x {speed.name}", _what_fits(params, known, speed, gpus)))
     notes += [f"{what}: {would}" for what, would in too_large]
     return Estimate(known, speed, gpus, shards, trainable(shape, lora), stages, too_large, notes)
-
-
-def disk_needed(told: Estimate) -> float:
-    """Bytes on the project's disk: each output, its copy in DVC's cache, and what is there while a stage runs."""
-    total = told.total()
-    return 2 * total.disk + total.passing
 
 
 def _is_made(params: Params, what: str) -> bool:
@@ -329,55 +329,6 @@ def _notes(params: Params, known: Known, speed: Speed, *, is_gpu: bool) -> list[
             f"downloads: {HUB / 1e6:.0f} MB/s assumed; what comes from the hub lies in its cache too (HF_HOME)"
         )
     return notes
-
-
-def show(told: Estimate, params: Params, *, is_gpu: bool) -> None:
-    """Print it, on one screen."""
-    from rich.console import Console
-    from rich.table import Table
-
-    known, where = told.known, f"{told.gpus} x {told.speed.name}" if is_gpu else told.speed.name
-    console = Console(highlight=False, soft_wrap=False)
-    console.print(f"profile [bold]{params.profile}[/bold] on {where}{', not measured' if is_gpu else ''}")
-    console.print(
-        f"{known.shape.parameters():,} parameters, {told.trainable:,} of them trained; {known.raw_rows:,} rows: "
-        f"{known.train.count:,} to train, {known.validation.count:,} to validate, {known.test.count:,} to test, "
-        f"{known.train.tokens:.0f} tokens each"
-    )
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("stage", "time", "memory", *(["memory of a GPU"] if is_gpu else []), "stays on disk", "while it runs"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
-    for name, cost in {**told.stages, "total": told.total()}.items():
-        gpu = [_size(cost.on_gpu) if cost.on_gpu else ""] if is_gpu else []
-        table.add_row(
-            name,
-            _time(cost.seconds),
-            _size(cost.memory),
-            *gpu,
-            _size(cost.disk),
-            _size(cost.passing) if cost.passing else "",
-            style="bold" if name == "total" else None,
-        )
-    console.print(table)
-    console.print(
-        f"disk of the project: {_size(disk_needed(told))}, DVC's cache included (a second copy, unless it links)"
-    )
-    for note in told.notes:
-        console.print(f"- {note}", markup=False)
-
-
-def _time(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def _size(count: float) -> str:
-    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}" if count < 100 * size else f"{count / size:,.0f} {unit}"
-    return f"{count / 2**10:,.0f} KiB"
 
 
 @stops_cleanly
