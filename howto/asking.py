@@ -90,7 +90,7 @@ class Person:
         from howto.answering import Answering
 
         if model == "adapter":
-            _say_for_which_base(adapter, base, params.section(Model).root.source)
+            _say_for_which_base(adapter, base, params.section(Model).source)
         self.model = model
         self.decoding = profile.decoding(params.section(Infer))
         self._instruction = params.section(Instruction).root

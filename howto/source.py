@@ -17,6 +17,7 @@ ABOUT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "s
 # What a model folder is made of: no pickled weights, no code, and of the weights those that transformers loads.
 WEIGHTS = ("model.safetensors", "model-*.safetensors")
 TOKENIZER = ("tokenizer.model", "vocab.txt", "merges.txt", "*.jinja")
+GGUF = ".gguf"  # llama.cpp's format, which `fetch_model` converts
 MODEL_FILES = (*WEIGHTS, *TOKENIZER, "*.json", "LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
@@ -29,7 +30,8 @@ def is_local(source: str, revision: str | None, key: str) -> bool:
         Stop: it is neither, or a path with a revision.
     """
     path = Path(source).expanduser()
-    if path.exists() or path.is_absolute() or source.startswith((".", "~")) or path.suffix.lower() in ROW_FILES:
+    files = (*ROW_FILES, GGUF)
+    if path.exists() or path.is_absolute() or source.startswith((".", "~")) or path.suffix.lower() in files:
         if revision:
             raise Stop(f"params.yaml: {key} {source!r} is a local path, which has no revision; set that to null")
         return True
@@ -79,6 +81,19 @@ def model_files(names: Iterable[str], said: str) -> list[str]:
             "convert them, or take another model in params.yaml"
         )
     return names
+
+
+def gguf_file(names: Iterable[str], wanted: str) -> list[str]:
+    """Return [`wanted`] if a repository has a file of that name.
+
+    Raises:
+        Stop: it has none; the message lists its GGUF files.
+    """
+    names = list(names)
+    if wanted in names:
+        return [wanted]
+    has = ", ".join(sorted(name for name in names if name.endswith(GGUF))) or "no .gguf file at all"
+    raise Stop(f"params.yaml: model.file: the repository has no {wanted}; it has {has}. Name one of its files.")
 
 
 def weight_files(names: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Bring the raw rows: make the embedded corpus, copy local files, or download them from the hub.
+"""Fetch the raw rows: copy local files, or download them from the hub.
 
 params:  profiles.<profile>.data
 writes:  data/raw/rows/, and data/raw/test/ where held-out rows come from a place of their own
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from howto.alone import alone
 from howto.checksum import check_sha256
-from howto.params.data import Data, EmbeddedData, RowSource
+from howto.params.data import Data, RowSource
 from howto.params.file import read_params
 from howto.shards import local_shards
 from howto.source import copy_files, is_local, row_files
@@ -27,34 +27,14 @@ def main() -> None:
     """Run the stage."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = read_params()
-    data = params.section(Data).root
-    said = {}
+    data = params.section(Data)
+    done = {}
     with alone(RAW), whole_folder(RAW) as folder:
-        if isinstance(data, EmbeddedData):
-            said["rows"] = make(data, folder / "rows")
-        else:
-            said["rows"] = bring(data.rows(), folder / "rows")
-            if test := data.test():
-                said["test"] = bring(test, folder / "test")
-    for name, what in said.items():
+        done["rows"] = bring(data.rows(), folder / "rows")
+        if test := data.test():
+            done["test"] = bring(test, folder / "test")
+    for name, what in done.items():
         print(f"fetch_data: {what} -> {RAW / name}")
-
-
-def make(data: EmbeddedData, folder: Path) -> str:
-    """Write the embedded corpus.
-
-    Raises:
-        Stop: the embedded world has too few things and jobs for that many rows.
-    """
-    from howto.embedded.corpus import make_corpus
-    from howto.rows import write_rows
-
-    try:
-        rows = list(make_corpus(data.seed, data.rows))
-    except ValueError as error:
-        raise Stop(f"params.yaml: profiles.*.data.rows: {error}") from None
-    write_rows(folder / "embedded.jsonl", rows)
-    return f"made {len(rows)} embedded rows from seed {data.seed}"
 
 
 def bring(rows: RowSource, folder: Path) -> str:

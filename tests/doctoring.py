@@ -62,7 +62,7 @@ def replace(path: str, old: str, new: str) -> None:
 
 
 def use_tinyllama(folder: Path) -> None:
-    edit_params(folder, "\nprofile: embedded", "\nprofile: tinyllama")
+    edit_params(folder, "\nprofile: smollm2", "\nprofile: tinyllama")
 
 
 def closed_port() -> int:

@@ -97,11 +97,11 @@ class Place:
         self.folder, self._params = folder, params
 
     def write(self, *, model: str | None = None, data: str | None = None) -> None:
-        """Write params.yaml with another `model` and `data` of the embedded profile (YAML flow mappings)."""
+        """Write params.yaml with another `model` and `data` of the default profile (YAML flow mappings)."""
         text = self._params
         start = text.index("\n    model:\n")
         middle = text.index("\n    data:\n", start)
-        end = text.index("\n    machine:\n", middle)
+        end = text.index("\n    prepare:\n", middle)
         model_text = f"\n    model: {model}" if model else text[start:middle]
         data_text = f"\n    data: {data}" if data else text[middle:end]
         params = text[:start] + model_text + data_text + text[end:]

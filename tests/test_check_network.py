@@ -22,7 +22,7 @@ def a_hub() -> Hub:
     return Hub(repositories=files)
 
 
-def test_the_embedded_profile_needs_no_hub(examined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_profile_needs_no_hub(examined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed_port()}")
     only(check_hub, OK, "not needed")
 

@@ -46,7 +46,7 @@ def test_packages_that_are_not_as_locked(examined: Path) -> None:
 
 
 def test_params(examined: Path) -> None:
-    only(check_params, OK, "the active profile is embedded")
+    only(check_params, OK, "the active profile is smollm2")
     edit_params(examined, "r: 8  ", "rr: 8 ")
     (finding,) = check_params(Asked())
     assert finding.level == PROBLEM and "train.lora.rr: unknown key; is r meant?" in finding.said

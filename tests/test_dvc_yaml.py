@@ -15,7 +15,6 @@ PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"
 STAGES: dict[str, dict[str, Any]] = {name: stage.get("do", stage) for name, stage in DVC["stages"].items()}
 # Files that are read, not imported, by the module named.
 READ_BY = {
-    "howto/embedded/world.py": ["howto/embedded/world"],
     "howto/report.py": ["howto/report_page.css", "howto/report_page.html", "howto/report_page.js"],
 }
 

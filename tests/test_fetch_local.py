@@ -1,4 +1,4 @@
-"""Model and data come from this machine, or from the project itself; what cannot be used is one line."""
+"""Model and data come from this machine; what cannot be used is one line."""
 
 from __future__ import annotations
 
@@ -151,7 +151,6 @@ def test_a_data_folder_that_cannot_be_copied_is_one_line(place: Place, damage, s
         ("{source: .}", "it overlaps with data/raw"),
         ("{source: rows.jsonl, test_source: ./nowhere}", "mend data.test_source"),
         ("{source: rows.jsonl, test_file: rows.jsonl}", "test_file is given without test_source"),
-        ("{source: embedded, seed: 1, rows: 100000}", "the embedded world is too small"),
     ],
 )
 def test_data_that_cannot_be_had_is_one_line_and_leaves_nothing(place: Place, data: str, said: str) -> None:
@@ -179,13 +178,6 @@ def test_where_no_rows_are_the_line_says_what_is_there(
     (tmp_path / "empty").mkdir()
     with pytest.raises(Stop, match=said):
         local_shards(tmp_path / source, pattern, "data.source")
-
-
-def test_the_embedded_rows_are_made_where_others_are_brought(place: Place) -> None:
-    place.write()
-    done = run_stage(place.folder, "stages.fetch_data")
-    assert done.returncode == 0, done.stderr
-    assert list(place.files("data/raw")) == ["rows/embedded.jsonl"]
 
 
 def test_rows_are_chosen_by_name() -> None:

@@ -162,7 +162,7 @@ def test_a_full_cache_that_cannot_be_written_is_enough(hub: Hub, place: Place) -
     assert place.files("models/base") == {"model.safetensors": WEIGHTS, **PARTS}
 
 
-def test_no_network_stops_at_once_and_names_the_embedded_profile(hub: Hub, place: Place) -> None:
+def test_no_network_stops_at_once_and_names_the_profile_that_needs_none(hub: Hub, place: Place) -> None:
     with socket.socket() as free:  # a port on which nothing listens
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -170,7 +170,7 @@ def test_no_network_stops_at_once_and_names_the_embedded_profile(hub: Hub, place
         for what in STAGES:
             source = f"{{source: {MODEL}, revision: {COMMIT}}}"
             said = place.fails(what, source, f"no network: the hub (http://{address}) cannot be reached")
-            assert "profile: embedded" in said and "secret" not in said
+            assert "profile: smollm2" in said and "secret" not in said
 
 
 def test_requests_go_through_a_proxy(hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from howto.params.evaluate import Evaluate
 from howto.params.file import read_params
-from howto.params.model import EmbeddedModel, Model, OutsideModel
+from howto.params.model import Model
+from howto.params.prepare import Prepare, ProfilePrepare
 from howto.params.train import ProfileTrain, Train
 from howto.stop import Stop
 
@@ -23,16 +24,15 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
     return path
 
 
-def test_the_committed_file_is_valid_and_its_active_profile_is_embedded() -> None:
+def test_the_committed_file_is_valid_and_its_active_profile_needs_no_hub() -> None:
     params = read_params(ROOT / "params.yaml")
-    assert params.profile == "embedded"
-    assert isinstance(params.section(Model).root, EmbeddedModel)
+    assert params.profile == "smollm2"
+    assert params.section(Model).source.startswith("package:")
 
 
 def test_the_tinyllama_profile_holds_the_pinned_model_and_the_published_settings(tmp_path: Path) -> None:
-    params = read_params(edited(tmp_path, "profile: embedded", "profile: tinyllama"))
-    model = params.section(Model).root
-    assert isinstance(model, OutsideModel)
+    params = read_params(edited(tmp_path, "profile: smollm2", "profile: tinyllama"))
+    model = params.section(Model)
     assert model.revision == "fe8a4ea1ffedaf415f4da2f062534de366a451e6"
     profile, shared = params.section(ProfileTrain), params.section(Train)
     assert (profile.epochs, profile.learning_rate) == (10, 2e-4)
@@ -41,8 +41,17 @@ def test_the_tinyllama_profile_holds_the_pinned_model_and_the_published_settings
 
 @pytest.mark.parametrize("written", ["1e-05", "1.0e-5", "0.00001"])
 def test_a_learning_rate_in_any_notation_is_a_float(tmp_path: Path, written: str) -> None:
-    params = read_params(edited(tmp_path, "learning_rate: 6.0e-3", f"learning_rate: {written}"))
+    params = read_params(edited(tmp_path, "learning_rate: 1.0e-3", f"learning_rate: {written}"))
     assert params.section(ProfileTrain).learning_rate == 1e-5
+
+
+def test_the_profiles_own_sizes_of_splits_replace_the_shared_ones(tmp_path: Path) -> None:
+    params = read_params(ROOT / "params.yaml")
+    split = params.section(ProfilePrepare).applied_to(params.section(Prepare)).split
+    assert (split.validation, split.test, split.train) == (60, 120, "rest")
+    params = read_params(edited(tmp_path, "      test: 120\n", "      test: 0.95\n      train: 0.1\n"))
+    with pytest.raises(Stop, match=r"prepare\.split with the profile's own prepare: the shares"):
+        params.section(ProfilePrepare).applied_to(params.section(Prepare))
 
 
 def test_every_section_of_every_profile_can_be_read(tmp_path: Path) -> None:
@@ -52,7 +61,7 @@ def test_every_section_of_every_profile_can_be_read(tmp_path: Path) -> None:
 MISTAKES = {
     "unknown key": ("    r: 8 ", "    rank: 8 ", "train.lora.rank: unknown key; is r meant?"),
     "unknown section": ("\ntrain:", "\ntrian:", "trian: unknown key; is train meant?"),
-    "unknown key in a profile": ("      layers: ", "      layer: ", "profiles.embedded.model.layer: unknown key"),
+    "unknown key in a profile": ("      epochs: ", "      epoch: ", "profiles.smollm2.train.epoch: unknown key; is epochs meant?"),
     "missing key": ("  seed: 42", "  #", "train.seed: this key is missing"),
     "missing section": ("evaluate:\n  use_stemmer: true", "#\n#", "params.yaml"),
     "text for a number": ("alpha: 16 ", 'alpha: "16" ', "train.lora.alpha: a valid number is wanted, not '16'"),
@@ -63,8 +72,8 @@ MISTAKES = {
     "not a number at all": ("dropout: 0.05", "dropout: .nan", "train.lora.dropout: "),
     "unknown choice": ("keep: best ", "keep: bset ", "train.keep: 'best' or 'last' is wanted, not 'bset'"),
     "null": ("schedule: cosine", "schedule:", "train.schedule: "),
-    "unknown profile": ("profile: embedded", "profile: gpt5", "profile: there is no profile 'gpt5'; choose one of"),
-    "no profile": ("profile: embedded", "#", "profile: this key is missing"),
+    "unknown profile": ("profile: smollm2", "profile: gpt5", "profile: there is no profile 'gpt5'; choose one of"),
+    "no profile": ("profile: smollm2", "#", "profile: this key is missing"),
     "shares that leave no row": ("    test: 0.1 ", "    test: 0.95 ", "prepare.split: the shares of train, validation"),
     "a share of more than all": ("    test: 0.1 ", "    test: 1.5 ", "prepare.split.test: a share (0.0 to below 1.0)"),
     "a share that is no number": (
@@ -85,7 +94,7 @@ MISTAKES = {
     "a base shared out to one process": (
         "fsdp: false ",
         "fsdp: true ",
-        "profiles.embedded.train: fsdp shares the base model among processes, and processes is 1",
+        "profiles.smollm2.train: fsdp shares the base model among processes, and processes is 1",
     ),
     "a hash that is none": ("weights_sha256: 6e60", "weights_sha256: 6e6", "profiles.tinyllama.model.weights_sha256"),
     "a key twice": ("  seed: 42", "  max_length: 1\n  seed: 42", 'found duplicate key "max_length"'),

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
-from pydantic import Discriminator, Field, RootModel, Tag, model_validator
+from pydantic import Field, model_validator
 
 from howto.params.section import Section
 
 Text = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class EmbeddedData(Section):
-    """The corpus that the project makes itself."""
-
-    source: Literal["embedded"]
-    seed: int
-    rows: int = Field(ge=1)
 
 
 @dataclass(frozen=True)
@@ -36,9 +28,10 @@ class RowSource:
     sha256: str | None
 
 
-class OutsideData(Section):
-    """Rows from the hub or from local files; the held-out ones from a place of their own if `test_source` is given."""
+class Data(Section):
+    """`data` of a profile: a hub id (`owner/name`) or a local path; `test_source` names a second one for held-out rows."""
 
+    key: ClassVar[str] = "profiles.*.data"
     source: Text
     revision: Text | None = None
     file: Text | None = None
@@ -49,7 +42,7 @@ class OutsideData(Section):
     test_sha256: Sha256 | None = None
 
     @model_validator(mode="after")
-    def _test_has_a_source(self) -> OutsideData:
+    def _test_has_a_source(self) -> Data:
         for key in ("test_revision", "test_file", "test_sha256"):
             if getattr(self, key) is not None and self.test_source is None:
                 raise ValueError(f"{key} is given without test_source; add that, or remove {key}")
@@ -64,20 +57,3 @@ class OutsideData(Section):
         if self.test_source is None:
             return None
         return RowSource("data.test_source", self.test_source, self.test_revision, self.test_file, self.test_sha256)
-
-
-def _which(value: object) -> str:
-    source = value.get("source") if isinstance(value, dict) else getattr(value, "source", None)
-    return "embedded" if source == "embedded" else "outside"
-
-
-class Data(
-    RootModel[
-        Annotated[
-            Annotated[EmbeddedData, Tag("embedded")] | Annotated[OutsideData, Tag("outside")], Discriminator(_which)
-        ]
-    ]
-):
-    """`data` of a profile: the embedded corpus, or rows from outside."""
-
-    key: ClassVar[str] = "profiles.*.data"

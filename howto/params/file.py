@@ -27,7 +27,7 @@ SECTIONS = {
     "machine": ["Machine", "ProfileMachine"],
     "model": ["Model"],
     "data": ["Data"],
-    "prepare": ["Prepare"],
+    "prepare": ["Prepare", "ProfilePrepare"],
     "train": ["Train", "ProfileTrain"],
     "infer": ["Infer", "ProfileInfer"],
     "evaluate": ["Evaluate"],
@@ -146,8 +146,7 @@ class _Check:
             first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
             missing = [str(e["loc"][-1]) for e in errors if e["type"] == "missing"]
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and not missing else ""
-            where = (*key, *(part for part in first["loc"] if part not in ("embedded", "outside")))
-            raise self.stop(where, _problem(dict(first), missing) + more) from None
+            raise self.stop((*key, *first["loc"]), _problem(dict(first), missing) + more) from None
 
     def _line(self, key: Key) -> int | None:
         """The line of the key, or of the nearest key around it that stands in the file."""

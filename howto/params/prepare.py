@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator, ValidationError, model_validator
 
 from howto.params.clean import Clean
 from howto.params.section import Section
+from howto.stop import Stop
 
 
 def _part(value: object) -> object:
@@ -92,3 +93,25 @@ class Prepare(Section):
     reject: Reject
     duplicates: Duplicates
     split: Split
+
+
+class ProfilePrepare(Section):
+    """`profiles.<name>.prepare`: sizes of splits in which the profile differs from `prepare.split`."""
+
+    key: ClassVar[str] = "profiles.*.prepare"
+    train: PartOrRest | None = None
+    validation: Part | None = None
+    test: Part | None = None
+
+    def applied_to(self, shared: Prepare) -> Prepare:
+        """Return `shared` with this profile's sizes.
+
+        Raises:
+            Stop: the sizes do not go together.
+        """
+        try:
+            split = Split.model_validate({**shared.split.model_dump(), **self.model_dump(exclude_none=True)})
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise Stop(f"params.yaml: prepare.split with the profile's own prepare: {reason}") from None
+        return shared.model_copy(update={"split": split})
