@@ -1,15 +1,15 @@
-"""This project's inference beside transformers' `generate`: same model, adapter, prompts and greedy decoding.
+"""Compare this project's inference with transformers' `generate`: same model, adapter, prompts and greedy decoding.
 
-python -m benchmarks.infer FOLDER [--rows 1000] [--precision bfloat16]
+python -m benchmarks.infer [FOLDER] [--rows 120] [--precision bfloat16]
     FOLDER has models/base, models/adapter and data/prepared of a run, such as this repository after `make run`.
-python -m benchmarks.infer FOLDER --shape tinyllama --data ROWS [--device cuda] [--rows 512]
-    FOLDER has TinyLlama's tokenizer and config.json, ROWS is a JSONL file in Dolly's columns. Weights are random, so
-    that time and memory are real and the text is noise; no answer ends by itself.
+python -m benchmarks.infer FOLDER --random-weights --data ROWS [--device cuda] [--rows 512]
+    FOLDER has a tokenizer and a config.json (../shared/data/tinyllama), ROWS is a JSON-lines file in Dolly's columns.
+    Weights are random, so that time and memory are real and the text is noise; no answer ends by itself.
 
 Rows a second count from a loaded model to the last answer. `generate_8` is what one writes first: batches of 8 in file
-order, padded on the left, with the adapter as PEFT loads it; `generate_64_sorted` is what this project did before:
-batches of 64, the longest prompts first; `continuous_batching` is transformers' own. Each runs in this process, one
-after the other. `same_answers` is the share of answers that are those of `generate` row by row in the same precision.
+order, padded on the left, with the adapter as PEFT loads it; `generate_64_sorted` takes batches of 64, the longest
+prompts first; `continuous_batching` is transformers' own. Each runs in this process, one after the other.
+`same_answers` is the share of answers that are those of `generate` row by row in the same precision.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.prepare import cpu_name
-from benchmarks.train import dolly_rows, read_instruction
+from benchmarks.train import read_instruction, rows_of
 from howto.params.file import read_params
 from howto.params.infer import Infer, ProfileInfer
 from howto.params.machine import Machine, ProfileMachine
@@ -37,21 +37,21 @@ from howto.rows import Row, read_rows
 from howto.whole import write_json
 
 RESULTS = Path(__file__).parent / "results"
-CHECKED = 64  # rows that are also answered one by one
 BATCH = 8
 
 
 def main() -> None:
     """Measure, print and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--shape", choices=("embedded", "tinyllama"), default="embedded")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path())
+    parser.add_argument("--random-weights", action="store_true")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16"), help="else: float32 on a CPU, bfloat16 on a GPU"
     )
-    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--rows", type=int, default=120)
+    parser.add_argument("--checked", type=int, default=16, help="rows that are also answered one by one")
     parser.add_argument("--batch-size", type=int, help="rows in flight (else: the profile's)")
     parser.add_argument("--max-new-tokens", type=int)
     parser.add_argument("--peers", nargs="*", default=["generate_8", "generate_64_sorted", "continuous_batching"])
@@ -66,18 +66,26 @@ def main() -> None:
     decoding = params.section(Infer)
     if arguments.max_new_tokens:
         decoding = decoding.model_copy(update={"max_new_tokens": arguments.max_new_tokens})
-    size = arguments.batch_size or (256 if arguments.shape == "tinyllama" else params.section(ProfileInfer).batch_size)
+    size = arguments.batch_size or (256 if arguments.random_weights else params.section(ProfileInfer).batch_size)
     with tempfile.TemporaryDirectory() as name:
         base, adapter = arguments.folder / "models/base", arguments.folder / "models/adapter"
-        if arguments.shape == "tinyllama":
+        if arguments.random_weights:
             base, adapter = random_model(arguments.folder, Path(name), params.section(Train), precision)
-            rows = dolly_rows(arguments.data, arguments.rows, read_instruction())
+            rows = rows_of(arguments.data, arguments.rows, read_instruction())
         else:
             parts = ("test", "validation", "train")
             rows = [row for part in parts for row in read_rows(arguments.folder / f"data/prepared/{part}.jsonl", Row)]
         rows = rows[: arguments.rows]
         measured = measure(
-            base, adapter, rows, decoding, size=size, precision=precision, device=device, peers=arguments.peers
+            base,
+            adapter,
+            rows,
+            decoding,
+            size=size,
+            precision=precision,
+            device=device,
+            peers=arguments.peers,
+            checked=arguments.checked,
         )
     result = {
         "command": f"python -m benchmarks.infer {' '.join(sys.argv[1:])}",
@@ -91,7 +99,8 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     other = f"_{precision}" if arguments.precision else ""
-    write_json(RESULTS / f"infer_{arguments.shape}_{arguments.device}{other}.json", result)
+    shape = arguments.folder.name if arguments.random_weights else "smollm2"
+    write_json(RESULTS / f"infer_{shape}_{arguments.device}{other}.json", result)
 
 
 def measure(
@@ -104,6 +113,7 @@ def measure(
     precision: str,
     device: Any,
     peers: list[str],
+    checked: int,
 ) -> dict[str, dict[str, float]]:
     """Figures of this project and of its peers."""
     import torch
@@ -138,7 +148,7 @@ def measure(
         except Exception as error:  # a peer that does not run here is a finding, not a failure of this benchmark
             print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
     with torch.inference_mode():
-        alone = [peer.batch([place])[0] for place in range(min(CHECKED, len(wanted)))]
+        alone = [peer.batch([place])[0] for place in range(min(checked, len(wanted)))]
     same = [
         found[number] == tokenizer.decode(ids, skip_special_tokens=True).strip()
         for ids, (number, _) in zip(alone, wanted, strict=False)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.prepare import cpu_name
-from benchmarks.train import dolly_rows
+from benchmarks.train import rows_of
 from howto.params.file import read_params
 from howto.params.infer import Infer
 from howto.params.machine import Machine, ProfileMachine
@@ -87,7 +87,7 @@ def measure(
     parameters = random_model.num_parameters()
     del random_model
 
-    rows = dolly_rows(arguments.rows, 16 * STEPS * profile.batch_size, "Write steps.")
+    rows = rows_of(arguments.rows, 16 * STEPS * profile.batch_size, "Write steps.")
     tokenizer = load_tokenizer(base)
     encoded = encode(tokenizer, rows, shared.max_length, shorten=False)
     examples = encoded.examples[: STEPS * profile.batch_size]

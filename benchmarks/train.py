@@ -1,14 +1,14 @@
-"""This project's training engine beside TRL's SFTTrainer and transformers' Trainer: same rows, tokens, model, adapter.
+"""Compare this project's training engine with TRL's SFTTrainer and transformers' Trainer.
 
-python -m benchmarks.train FOLDER ROWS [--shape 15m] [--device cpu] [--rows 128] [--engines NAME ...]
+python -m benchmarks.train [--model models/base] [--data data/howto] [--rows 48] [--device cpu] [--engines NAME ...]
 
-FOLDER holds TinyLlama's tokenizer and config.json, ROWS is a JSONL file in Dolly's columns. `--shape 15m` is a Llama of
-15 million parameters, `--shape tinyllama` the one of config.json; both with random weights, so that time and memory are
-real and the text is noise. Every engine runs in a process of its own, one after the other, for one epoch over the rows
-that are at most 512 tokens long when their context is shortened: batches of 8, all-linear LoRA, r 8, dropout 0.05,
-AdamW, cosine. Speed counts real tokens, no padding, from the first step to the last; peak memory is that of the
-process (on a GPU: what torch held at most). `loss_after` is the mean loss of all rows after training, measured in the
-same way for all: by the model's own forward pass, row by row. The peers need `pip install -r requirements-test.lock`.
+All engines see the same rows, tokens, model and initial adapter. `--model` is a Hugging Face folder. If it has no
+weights (../shared/data/tinyllama), they are random: time and memory are real, the text is noise. `--data` is a JSONL
+file in Dolly's columns, or a folder of such files, from which rows are taken in turn. Every engine runs in a process of
+its own, one after the other, for one epoch: batches of 8, all-linear LoRA, r 8, dropout 0.05, AdamW, cosine. Speed
+counts real tokens, no padding, from the first step to the last. Peak memory is that of the process (on a GPU: the most
+that torch held). `loss_after` is the mean loss of all rows after training, measured in the same way for all: by the
+model's own forward pass, row by row. The peers need `pip install -r requirements-test.lock`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +30,7 @@ from benchmarks.prepare import cpu_name
 from howto.params.file import read_params
 from howto.params.machine import Machine, ProfileMachine
 from howto.params.train import ProfileTrain, Train
-from howto.rows import RawRow, Row, number_rows
+from howto.rows import RawRow, Row, input_of, number_rows
 from howto.whole import write_json
 
 if TYPE_CHECKING:
@@ -43,23 +44,23 @@ ENGINES = {
     "howto": "this project",
     "howto_checkpointing": "this project, gradient_checkpointing: true",
     "trl_default": "TRL's SFTTrainer as it comes (gradient checkpointing on)",
+    "trl_no_checkpointing": "TRL, no checkpointing",
     "trl_grouped": "TRL, no checkpointing, rows grouped by length",
     "trl_packed": "TRL, no checkpointing, packing (rows see each other without FlashAttention)",
     "trl_liger": "TRL, no checkpointing, padding-free, Liger's kernels (GPU only)",
     "transformers": "transformers' Trainer as it comes",
 }
 ON_GPU_ONLY = {"trl_liger"}
-LEARNING_RATE = 2e-4
+LEARNING_RATE = 5e-4
 
 
 def main() -> None:
     """Run every engine in a process of its own, and print and keep the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--shape", choices=("15m", "tinyllama"), default="15m")
+    parser.add_argument("--model", type=Path, default=Path("models/base"))
+    parser.add_argument("--data", type=Path, default=Path("data/howto"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=None)
     parser.add_argument("--not-deterministic", action="store_true")
@@ -88,7 +89,8 @@ def main() -> None:
         "measured": measured,
     }
     print(json.dumps(result, indent=2))
-    write_json(RESULTS / f"train_{arguments.shape}_{arguments.device}.json", result)
+    name = "smollm2" if arguments.model == Path("models/base") else arguments.model.name
+    write_json(RESULTS / f"train_{name}_{arguments.device}.json", result)
 
 
 def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -117,8 +119,9 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
         fsdp=False,
     )
     shared = shared.model_copy(update={"warmup_ratio": 0.0})
-    rows = dolly_rows(arguments.data, arguments.rows, read_instruction())
-    examples = encode(load_tokenizer(arguments.folder), rows, shared.max_length, shorten=True).examples
+    rows = rows_of(arguments.data, arguments.rows, read_instruction())
+    tokenizer = load_tokenizer(arguments.model)
+    examples = encode(tokenizer, rows, shared.max_length, shorten=True).examples
     model = adapted_model(arguments, shared, device, getattr(torch, precision))
     parameters = sum(
         w.numel() for n, w in model.named_parameters() if w.ndim == 2 and "lora" not in n and "embed" not in n
@@ -132,13 +135,13 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
         from howto.engine import Engine
         from howto.training import Trainer
 
-        engine = Engine(model, examples, shared, profile, pad=2)
+        engine = Engine(model, examples, shared, profile, tokenizer.eos_token_id)
         trainer = Trainer(engine, examples, [], shared, profile)
         start = time.perf_counter()
         losses = [loss for *_, loss in trainer.run().train]
         seconds = time.perf_counter() - start
     else:
-        losses, seconds = run_peer(arguments.one, model, ordered, shared, profile, arguments.folder)
+        losses, seconds = run_peer(arguments.one, model, ordered, shared, profile, arguments.model)
     memory = peak_bytes(device)
     tokens = sum(map(len, examples))
     return {
@@ -162,43 +165,42 @@ def read_instruction() -> str:
     return read_params(Path(__file__).parent.parent / "params.yaml").section(Instruction).root
 
 
-def dolly_rows(path: Path, count: int, instruction: str) -> list[Row]:
-    """The first rows of a file in Dolly's columns."""
-    rows = []
-    for number, raw in number_rows(path, RawRow):
-        context = raw.context or ""
-        text = f"{raw.instruction}\n\n{context}" if context else str(raw.instruction)
-        row = Row(
-            id=str(number), category="", instruction=instruction, input=text, context=context, output=raw.response or ""
+def rows_of(path: Path, count: int, instruction: str) -> list[Row]:
+    """Return rows in Dolly's columns from a file, or from the files of a folder in turn."""
+    files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
+    turns = zip(*(number_rows(file, RawRow) for file in files), strict=False)
+    rows: list[Row] = []
+    for _, raw in islice((row for turn in turns for row in turn), count):
+        text, context = str(raw.instruction), raw.context or ""
+        rows.append(
+            Row(
+                id=str(len(rows)),
+                category="",
+                instruction=instruction,
+                input=input_of(text, context),
+                context=context,
+                output=raw.response or "",
+            )
         )
-        rows.append(row)
-        if len(rows) == count:
-            break
     return rows
 
 
 def adapted_model(arguments: argparse.Namespace, shared: Train, device: torch.device, dtype: torch.dtype) -> PeftModel:
-    """The shape with random weights and a fresh adapter, the same for every engine."""
+    """Return the model with a fresh adapter, the same for every engine."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from howto.adapter import add_adapter
+    from howto.base import load_base
 
-    if arguments.shape == "15m":
-        config = LlamaConfig(
-            vocab_size=32000,
-            hidden_size=288,
-            intermediate_size=768,
-            num_hidden_layers=6,
-            num_attention_heads=6,
-            max_position_embeddings=2048,
-        )
+    if list(arguments.model.glob("*.safetensors")):
+        model = load_base(arguments.model, str(dtype).removeprefix("torch."), device)
     else:
-        config = AutoConfig.from_pretrained(arguments.folder)
+        torch.manual_seed(0)
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(arguments.model), dtype=dtype)
     torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return add_adapter(model, shared.lora, Path("base"))
+    return add_adapter(model, shared.lora, arguments.model)
 
 
 def run_peer(  # noqa: PLR0917

@@ -1,1 +1,1 @@
-"""Studies: each a folder with the script that ran its DVC experiments, and what came of them."""
+"""Studies: each a folder with its script and its results."""

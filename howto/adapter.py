@@ -83,7 +83,7 @@ def _check_names(linear: set[str], lora: Lora, layers: int) -> None:
 
 def make_optimizer(model: PeftModel, shared: Train, profile: ProfileTrain) -> torch.optim.Optimizer:
     """AdamW on the adapter; with `plus_ratio` as LoRA+ (Hayou et al. 2024, arXiv:2402.12354) groups it."""
-    settings: dict[str, Any] = {"fused": next(model.parameters()).is_cuda}
+    settings: dict[str, Any] = {"fused": True}
     if shared.lora.plus_ratio is None:
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         return torch.optim.AdamW(weights, lr=profile.learning_rate, weight_decay=shared.weight_decay, **settings)

@@ -42,9 +42,10 @@ class Encoded:
 class Batch:
     """Rows for one forward pass, on one device.
 
-    Either padded on the right to one length, [rows, length]: a causal model's real tokens never look at what stands
-    behind them, so there is no attention mask. Or packed, [1, sum of lengths], with positions that start again at 0
-    and the rows' `ends`, beyond which attention does not look.
+    Either padded on the right to one length, [rows, length]: a causal model's real tokens never attend to later
+    positions, so there is no attention mask. Or packed, [1, sum of lengths], with positions that restart for each row
+    and the rows' `ends`, beyond which attention does not look. The first `ends[0]` tokens are a prefix that all rows
+    begin with, which is computed once.
     """
 
     input_ids: torch.Tensor
@@ -52,7 +53,7 @@ class Batch:
     labels: torch.Tensor  # [response tokens]: that token
     tokens: int  # real ones, without padding
     position_ids: torch.Tensor | None = None  # [1, length]
-    ends: torch.Tensor | None = None  # [rows + 1], int32, from 0
+    ends: torch.Tensor | None = None  # [rows + 1], int32; row i is the prefix and ends[i] to ends[i + 1]
     longest: int = 0  # row, tokens
 
     def model_inputs(self) -> dict[str, Any]:
@@ -103,7 +104,8 @@ def micro_batches(
     by_length = sorted(examples, key=len)
     for start in range(0, len(by_length), size):
         rows = by_length[start : start + size]
-        yield pack(rows, device) if packing else collate(rows, pad, device)
+        # The kernel for packed rows on a GPU knows no shared prefix.
+        yield pack(rows, device, share_prefix=device.type == "cpu") if packing else collate(rows, pad, device)
 
 
 def collate(examples: list[Example], pad: int, device: torch.device) -> Batch:
@@ -118,22 +120,37 @@ def collate(examples: list[Example], pad: int, device: torch.device) -> Batch:
     )
 
 
-def pack(examples: list[Example], device: torch.device) -> Batch:
-    """The rows one behind the other, without padding."""
-    ends = list(accumulate(map(len, examples), initial=0))
+def pack(examples: list[Example], device: torch.device, *, share_prefix: bool = False) -> Batch:
+    """Return the rows one after the other, without padding.
+
+    With `share_prefix` the tokens that all prompts begin with (the chat template's start and the fixed instruction)
+    are there once. In a causal model their hidden states do not depend on what follows, so each row gets the same loss.
+    """
+    prefix = _common_prefix(examples) if share_prefix else 0
+    ends = list(accumulate((len(example) - prefix for example in examples), initial=prefix))
+    own = [token for example in examples for token in (*example.prompt[prefix:], *example.completion)]
     return Batch(
-        _on(device, [[token for example in examples for token in (*example.prompt, *example.completion)]]),
-        _on(device, _places(examples, ends)),
+        _on(device, [[*examples[0].prompt[:prefix], *own]]),
+        _on(device, _places(examples, [start - prefix for start in ends])),
         _on(device, [token for example in examples for token in example.completion]),
-        ends[-1],
-        _on(device, [[place for example in examples for place in range(len(example))]]),
+        sum(map(len, examples)),
+        _on(device, [[*range(prefix), *(place for example in examples for place in range(prefix, len(example)))]]),
         _on(device, ends, torch.int32),
         max(map(len, examples)),
     )
 
 
+def _common_prefix(examples: list[Example]) -> int:
+    """Return how many tokens all prompts begin with; the last token of a prompt stays each row's own."""
+    if len(examples) < 2:
+        return 0
+    first, last = min(example.prompt for example in examples), max(example.prompt for example in examples)
+    most = min(len(example.prompt) for example in examples) - 1
+    return next((place for place in range(most) if first[place] != last[place]), most)
+
+
 def _places(examples: list[Example], starts: list[int]) -> list[int]:
-    """The flat positions before the response tokens of rows that start at these."""
+    """Return the flat positions before the response tokens of rows whose first token would be at `starts`."""
     return [
         start + place - 1
         for start, example in zip(starts, examples, strict=False)

@@ -22,7 +22,7 @@ from howto.slots import Flight
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ENTERING = 2**13  # tokens of prompts that are computed at once
+ENTERING = {"cpu": 2**10, "cuda": 2**13}  # tokens of prompts that are computed at once; on a CPU what its cache holds
 AT_ONCE = 8  # new rows wait until one in so many slots is free: a forward pass for each would cost more
 LOGITS = 2**24  # that are held at once where references are scored: 64 MiB in float32
 SCORED = 2**14  # tokens of prompts and references that are computed at once, if not of a single row
@@ -70,6 +70,7 @@ class Decoder:
         self._sampler = Sampler(params)
         self._rows: list[_Row] = []
         size, device = flight.capacity, model.device
+        self._device = device.type
         self._tokens = torch.zeros(size, dtype=torch.int64, device=device)  # the last one of each row
         self._places = torch.zeros(size, dtype=torch.int64, device=device)  # and where it stands
         self._chances = self._seen = None
@@ -107,7 +108,7 @@ class Decoder:
         size = 0
         while waiting and len(entering) < free:
             size += len(waiting[0].prompt)
-            if entering and size > ENTERING:
+            if entering and size > ENTERING[self._device]:
                 break
             entering.append(_Row(waiting.popleft()))
         first = len(self._rows)

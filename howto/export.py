@@ -23,6 +23,7 @@ from howto.params.instruction import Instruction
 from howto.params.machine import Machine, ProfileMachine
 from howto.params.model import Model
 from howto.params.train import ProfileTrain, Train
+from howto.source import is_local
 from howto.stop import Stop, stops_cleanly
 from howto.whole import whole_folder
 
@@ -123,7 +124,7 @@ def model_card(params: Params, base_sha256: str, *, own: bool) -> str:
     train, profile = params.section(Train), params.section(ProfileTrain)
     licence = LICENCES.get(model.source, UNKNOWN)[0]
     front = [f"license: {licence}", "library_name: transformers", "pipeline_tag: text-generation"]
-    if "/" in model.source and not Path(model.source).exists():
+    if not is_local(model.source, None, "model.source"):
         front.append(f"base_model: {model.source}")
     long = f"{profile.epochs} epochs" if profile.epochs else f"{profile.steps} steps"
     lora = train.lora

@@ -6,6 +6,7 @@ lie the wrong way. What is here gives the same numbers but for rounding, and the
 
 from __future__ import annotations
 
+import weakref
 from types import MethodType
 from typing import Any
 
@@ -29,6 +30,20 @@ class Dropout:
         self.seed = 0
         self._generator: torch.Generator | None = None
         self._limit = round(rate * 2**BITS) - 2 ** (BITS - 1)  # as a signed number
+        self._last: tuple[weakref.ref[torch.Tensor], int, int] | None = None  # input, its version, seed
+        self._of_last: tuple[torch.Tensor, torch.Tensor] | None = None  # mask, input times mask
+
+    def masked(self, x: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mask of an adapter's input, and the input times the mask.
+
+        Layers that read the same tensor (query, key and value; gate and up) share both, with the first one's number.
+        """
+        version = x._version
+        last = self._last
+        if self._of_last is None or last is None or last[0]() is not x or last[1:] != (version, self.seed):
+            mask = self.scale_mask(x, layer)
+            self._last, self._of_last = (weakref.ref(x), version, self.seed), (mask, x.detach() * mask)
+        return self._of_last
 
     def scale_mask(self, like: torch.Tensor, layer: int) -> torch.Tensor:
         """1 / (1 - rate) where an element is kept, 0 where it is dropped; the shape and dtype of `like`."""
@@ -69,7 +84,7 @@ def _is_plain(module: LoraLinear) -> bool:
 
 def _forward(dropout: Dropout, number: int) -> Any:
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        mask = dropout.scale_mask(x, number) if self.training and dropout.rate else None
+        mask, seen = dropout.masked(x, number) if self.training and dropout.rate else (None, x)
         return _AdaptedLinear.apply(  # type: ignore[no-any-return, no-untyped-call]
             x,
             self.base_layer.weight,
@@ -77,6 +92,7 @@ def _forward(dropout: Dropout, number: int) -> Any:
             self.lora_B["default"].weight,
             self.scaling["default"],
             mask,
+            seen.detach(),
         )
 
     return forward
@@ -94,9 +110,10 @@ class _AdaptedLinear(torch.autograd.Function):
         b: torch.Tensor,
         scaling: float,
         mask: torch.Tensor | None,
+        seen: torch.Tensor,
     ) -> torch.Tensor:
-        """`x` [..., in], `weight` [out, in], `a` [r, in], `b` [out, r], `mask` as `x`."""
-        seen = (x if mask is None else x * mask).flatten(0, -2)  # [tokens, in]
+        """`x` [..., in], `weight` [out, in], `a` [r, in], `b` [out, r]; `mask` and `seen` (x times mask) as `x`."""
+        seen = seen.flatten(0, -2)  # [tokens, in]
         inner = a.to(x.dtype) @ seen.T  # [r, tokens]
         y = x.flatten(0, -2) @ weight.T
         y.addmm_(inner.T, b.to(x.dtype).T, alpha=scaling)
@@ -122,4 +139,4 @@ class _AdaptedLinear(torch.autograd.Function):
                 through = grad_inner.T @ a.to(grad.dtype)
                 grad_x.addcmul_(through, mask.view_as(through), value=ctx.scaling)
             grad_x = grad_x.view(shape)
-        return grad_x, None, grad_a.to(a.dtype), grad_b.to(b.dtype), None, None
+        return grad_x, None, grad_a.to(a.dtype), grad_b.to(b.dtype), None, None, None

@@ -52,7 +52,8 @@ def packed_attention(
 
     Args:
         query: [1, heads, length, head size]; `key` and `value` may have fewer heads (grouped-query attention).
-        row_ends: [rows + 1], int32: row i is at row_ends[i] to row_ends[i + 1].
+        row_ends: [rows + 1], int32: row i is at row_ends[i] to row_ends[i + 1], behind the row_ends[0] tokens that
+            all rows begin with (on a GPU 0).
         longest_row: tokens.
 
     Returns:
@@ -70,19 +71,20 @@ def packed_attention(
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _flash(query, key, value, row_ends, longest_row, scaling), None
     grouped = key.shape[1] != query.shape[1]
-    rows = [
-        scaled_dot_product_attention(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            dropout_p=dropout,
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=grouped,
+    ends = row_ends.tolist()
+    shared = ends[0]
+    lengths = [shared, *(end - start for start, end in pairwise(ends))]
+    # `split`, because the gradient of a slice is as large as the whole, and that of a split is put together once.
+    (prefix, *rows) = zip(*(torch.split(whole, lengths, dim=2) for whole in (query, key, value)), strict=True)
+    attended: list[torch.Tensor] = []
+    for row in rows:
+        # Each row attends to the prefix; the prefix's own outputs are taken from the first row.
+        q, k, v = (torch.cat(parts, dim=2) for parts in zip(prefix, row, strict=True)) if shared else row
+        outputs = scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
         )
-        for start, end in pairwise(row_ends.tolist())
-    ]
-    return torch.cat(rows, dim=2).transpose(1, 2), None
+        attended.append(outputs[:, :, shared:] if attended and shared else outputs)
+    return torch.cat(attended, dim=2).transpose(1, 2), None
 
 
 def _flash(  # noqa: PLR0917

@@ -212,6 +212,8 @@ function fillMeasures() {
 
 // ---------------------------------------------------------------- slices
 
+const FEW = 10; // rows; a group of fewer has no interval, as in slices.py
+
 function fillSlices() {
   const { slices } = content;
   const table = byId("slice-table");
@@ -225,16 +227,17 @@ function fillSlices() {
     const body = make("tbody", {}, rowGroup(visible(slice[0].toUpperCase() + slice.slice(1)), 7));
     for (const group of slices.filter((other) => other.slice === slice)) {
       const { delta, delta_low: from, delta_high: to } = group;
+      const few = known(group.rows) && group.rows < FEW;
       const dot = draw("circle", { class: "dot adapter", cx: at(scale, delta), cy: "50%", r: "4.5" });
       body.append(
-        make("tr", {},
+        make("tr", few ? { class: "few" } : {},
           make("th", { scope: "row" }, visible(group.group)),
           make("td", { class: "number rows" }, known(group.rows) ? count(group.rows) : ""),
           make("td", { class: "number model" }, known(group.base) ? score(group.base) : ""),
           make("td", { class: "number model" }, known(group.adapter) ? score(group.adapter) : ""),
           make("td", { class: "track" }, track(scale, whisker(scale, from, to, "adapter", false), dot)),
           make("td", { class: `number ${side(delta, from, to)}` }, difference(delta)),
-          make("td", { class: "number interval" }, interval(from, to, difference)),
+          make("td", { class: "number interval" }, few ? `fewer than ${FEW} rows` : interval(from, to, difference)),
         ),
       );
     }

@@ -15,6 +15,7 @@ from howto.rows import Row
 
 LENGTHS = {"1 to 24 words": 25, "25 to 74 words": 75, "75 to 149 words": 150}
 LONGEST = "150 words and more"
+FEW = 10  # rows; an interval from fewer says nothing, so there is none
 
 
 def groups(
@@ -39,14 +40,14 @@ def slice_table(
 ) -> pd.DataFrame:
     """Mean ROUGE-L of both models and their difference in each group, with intervals.
 
-    `base` and `adapter` are [rows]. A group of one row has no interval: its ends are NaN.
+    `base` and `adapter` are [rows]. A group of fewer than FEW rows has no interval: its ends are NaN.
     """
     table = []
     for of, name, which in tqdm(found, desc="intervals", unit="group", disable=None, leave=False):
         line: dict[str, str | int | float] = {"slice": of, "group": name, "rows": int(which.sum())}
         for model, values in (("base", base), ("adapter", adapter), ("delta", adapter - base)):
             low, high = float("nan"), float("nan")
-            if which.sum() > 1:
+            if which.sum() >= FEW:
                 low, high = bootstrap_interval(
                     values[which], confidence=params.confidence, resamples=params.resamples, seed=params.seed
                 )

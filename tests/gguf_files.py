@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-
 from pathlib import Path
 
 import gguf
@@ -29,7 +28,7 @@ CONTROL = 3  # llama.cpp's token type
 FORMATS = ("F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 
 
-def write_gguf(  # noqa: PLR0917
+def write_gguf(
     path: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -159,7 +159,16 @@ def project(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Path:
 def committed(finished: Path, folder: Path) -> Path:
     """A copy of the finished folder with code, in git and DVC: a commit without the run, and one with it."""
     shutil.copytree(finished, folder)
-    for name in ("dvc.yaml", "pyproject.toml", ".gitignore", ".dvcignore", ".dvc/config", "stages", "howto"):
+    for name in (
+        "dvc.yaml",
+        "pyproject.toml",
+        ".gitignore",
+        ".dvcignore",
+        ".dvc/config",
+        "stages",
+        "howto",
+        "data/howto",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         copy(ROOT / name, folder / name)
@@ -220,7 +229,7 @@ def metrics(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def test_an_experiment_that_dvc_ran_is_compared_with_what_differs(copied: Path, tmp_path: Path) -> None:
-    run(copied, "dvc", "exp", "run", "-n", "fast", "-S", "profiles.embedded.train.learning_rate=0.05")
+    run(copied, "dvc", "exp", "run", "-n", "fast", "-S", "profiles.smollm2.train.learning_rate=0.05")
     fast = metrics(copied)["adapter"]["rougeL"]
     run(copied, "git", "checkout", "-q", ".")
     run(copied, "dvc", "checkout", "-q")
@@ -232,10 +241,10 @@ def test_an_experiment_that_dvc_ran_is_compared_with_what_differs(copied: Path, 
     found = json.loads(file.read_text(encoding="utf-8"))
     assert (found["against"]["rouge"]["rougeL"], found["of"]["rouge"]["rougeL"]) == (fast, slow)
     assert fast != slow
-    assert found["params"] == {"profiles.<profile>.train.learning_rate": [0.05, 0.006]}
+    assert found["params"] == {"profiles.<profile>.train.learning_rate": [0.05, 0.02]}
     assert found["against"]["commit"] == named["fast"]
     assert "models/adapter" in found["files"] and "models/base" not in found["files"]
-    assert "│ profiles.<profile>.train.learning_rate │ 0.05 │ 0.006 │" in done.stdout
+    assert "│ profiles.<profile>.train.learning_rate │ 0.05 │ 0.02 │" in done.stdout
     assert run(copied, "git", "status", "--porcelain") == ""
 
     # The other way round, and neither of them checked out: the same with the other sign.
@@ -339,7 +348,7 @@ def test_answers_of_other_params_are_not_compared(copied: Path) -> None:
     path = copied / "params.yaml"
     text = path.read_text(encoding="utf-8")
     for old, new, said in (
-        ("\nprofile: embedded", "\nprofile: tinyllama", "params.yaml (profile: tinyllama)"),
+        ("\nprofile: smollm2", "\nprofile: tinyllama", "params.yaml (profile: tinyllama)"),
         ("    r: 8 ", "    r: 9 ", "params.yaml (train)"),
     ):
         assert text.count(old) == 1

@@ -90,20 +90,20 @@ OUTPUTS = {
 
 CASES: dict[str, tuple[list[str], Callable[[Path], None], str]] = {
     "prepare: no raw folder": (["stages.prepare"], remove("data/raw"), "data/raw/rows: no file in it; make it with"),
-    "prepare: no file in it": (["stages.prepare"], remove("data/raw/rows/embedded.jsonl"), "data/raw/rows: no file"),
+    "prepare: no file in it": (["stages.prepare"], remove("data/raw/rows/rows.jsonl"), "data/raw/rows: no file"),
     "prepare: cut line": (
         ["stages.prepare"],
-        cut("data/raw/rows/embedded.jsonl", 9),
+        cut("data/raw/rows/rows.jsonl", 9),
         ": not a whole JSON object (",
     ),
     "prepare: too few rows": (
         ["stages.prepare"],
-        write("data/raw/rows/embedded.jsonl", '{"instruction": "a", "response": "b"}\n'),
+        write("data/raw/rows/rows.jsonl", '{"instruction": "a", "response": "b"}\n'),
         "data/raw/rows: 1 usable rows leave none for",
     ),
     "prepare: only empty rows": (
         ["stages.prepare"],
-        write("data/raw/rows/embedded.jsonl", '{"instruction": "", "response": "b"}\n'),
+        write("data/raw/rows/rows.jsonl", '{"instruction": "", "response": "b"}\n'),
         "data/raw/rows: no usable row in 1 (1 empty_instruction)",
     ),
     "train: no base folder": (TRAIN, remove(BASE), "models/base: no such folder"),

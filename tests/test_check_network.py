@@ -60,7 +60,7 @@ def test_two_files_of_one_repository_are_two_questions(examined: Path, monkeypat
     lines = [line for line in text.splitlines() if "      revision:" not in line]
     before, profile, after = "\n".join(lines).partition("\n  tinyllama:\n")
     held_out = f"      test_source: {DATA}\n      test_file: nowhere.jsonl\n"
-    after = after.replace("    machine:\n", held_out + "    machine:\n", 1)
+    after = after.replace("    prepare:\n", held_out + "    prepare:\n", 1)
     Path("params.yaml").write_text(before + profile + after, encoding="utf-8")
     with serve(a_hub()) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.address)

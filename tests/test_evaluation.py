@@ -157,12 +157,16 @@ def test_rows_fall_into_groups_and_each_slice_holds_all_of_them() -> None:
     assert named["context", "with a context"] == [3] == named["reference", "numbered steps"]
     for of in ("category", "reference length", "context", "reference"):
         assert sorted(n for (slice_, _), which in named.items() if slice_ == of for n in which) == [0, 1, 2, 3]
-    table = slice_table(found, np.array([0.0, 0.1, 0.2, 0.3]), np.array([0.5, 0.5, 0.8, 0.3]), PARAMS)
-    line = table[(table["slice"] == "category") & (table["group"] == "a")].iloc[0]
-    assert (line["rows"], line["base"], line["adapter"], line["delta"]) == (2, 0.15, 0.65, 0.5)
-    assert line["delta_low"] <= 0.5 <= line["delta_high"]
-    alone = table[table["group"] == "b"].iloc[0]
-    assert alone["delta"] == 0.5 and math.isnan(alone["delta_low"])
+
+
+def test_a_group_has_an_interval_from_ten_rows_on() -> None:
+    base, adapter = np.linspace(0, 0.4, 19), np.linspace(0.5, 0.7, 19)
+    many = np.arange(19) < 10
+    table = slice_table([("category", "many", many), ("category", "few", ~many)], base, adapter, PARAMS)
+    line, few = table.iloc[0], table.iloc[1]
+    assert (line["rows"], line["base"]) == (10, pytest.approx(base[:10].mean(), abs=1e-6))
+    assert line["delta_low"] < line["delta"] < line["delta_high"]
+    assert few["rows"] == 9 and few["delta"] > 0 and math.isnan(few["delta_low"]) and math.isnan(few["base_high"])
 
 
 def test_many_rows_are_scored_by_several_processes_to_the_same_numbers() -> None:

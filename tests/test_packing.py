@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -29,6 +31,32 @@ def test_each_row_attends_to_itself_also_with_fewer_heads_for_keys(heads: int) -
     sees = (row[:, None] == row[None, :]) & torch.ones(11, 11, dtype=torch.bool).tril()
     wanted = scaled_dot_product_attention(query, key, value, attn_mask=sees, scale=0.3, enable_gqa=True)
     torch.testing.assert_close(attended, wanted.transpose(1, 2))
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+def test_a_prefix_that_all_rows_begin_with_is_attended_to_by_each(heads: int) -> None:
+    """The outputs, and the gradients, are those of rows that each have the prefix by themselves."""
+    shared = 2  # tokens
+    query, key, value = (tensor.requires_grad_() for tensor in (pack(4), pack(heads) + 1, pack(heads) - 1))
+    ends = [shared, 3, 4, 11]
+    attended, _ = packed_attention(
+        torch.nn.Identity(), query, key, value, None, row_ends=torch.tensor(ends, dtype=torch.int32), longest_row=9
+    )
+    rows: list[torch.Tensor] = []
+    for start, end in pairwise(ends):
+        places = [*range(shared), *range(start, end)]
+        q, k, v = (tensor[:, :, places] for tensor in (query, key, value))
+        alone = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        rows.append(alone if not rows else alone[:, :, shared:])
+    wanted = torch.cat(rows, dim=2).transpose(1, 2)
+    torch.testing.assert_close(attended, wanted)
+    weights = torch.randn_like(wanted)
+    for found, other in zip(
+        torch.autograd.grad((attended * weights).sum(), (query, key, value)),
+        torch.autograd.grad((wanted * weights).sum(), (query, key, value)),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, other)
 
 
 @pytest.mark.parametrize(

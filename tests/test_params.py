@@ -61,7 +61,11 @@ def test_every_section_of_every_profile_can_be_read(tmp_path: Path) -> None:
 MISTAKES = {
     "unknown key": ("    r: 8 ", "    rank: 8 ", "train.lora.rank: unknown key; is r meant?"),
     "unknown section": ("\ntrain:", "\ntrian:", "trian: unknown key; is train meant?"),
-    "unknown key in a profile": ("      epochs: ", "      epoch: ", "profiles.smollm2.train.epoch: unknown key; is epochs meant?"),
+    "unknown key in a profile": (
+        "      learning_rate: ",
+        "      learning_rat: ",
+        "profiles.smollm2.train.learning_rat: unknown key; is learning_rate meant?",
+    ),
     "missing key": ("  seed: 42", "  #", "train.seed: this key is missing"),
     "missing section": ("evaluate:\n  use_stemmer: true", "#\n#", "params.yaml"),
     "text for a number": ("alpha: 16 ", 'alpha: "16" ', "train.lora.alpha: a valid number is wanted, not '16'"),

@@ -1,4 +1,4 @@
-"""Real DVC on a tiny embedded run: what is rerun after a change, and what is not."""
+"""Real DVC on a tiny run: what is rerun after a change, and what is not."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def test_another_rank_reruns_training_and_what_follows_and_shows_in_the_metrics(
     assert difference["params.yaml"]["train.lora.r"] == {"old": 8, "new": 16, "diff": 8}
     changed = json.loads(run(clone, "dvc", "metrics", "diff", "--json"))
     assert list(changed) == ["metrics/summary.json"] and len(changed["metrics/summary.json"]) <= 6
-    assert changed["metrics/summary.json"]["trainable_parameters"] == {"old": 5120, "new": 10240, "diff": 5120}
+    parameters = changed["metrics/summary.json"]["trainable_parameters"]
+    assert parameters["new"] == 2 * parameters["old"] > 0
     back(clone)
     # back at the first rank everything is as it was, and the run-cache knows it
     assert stages_run(run(clone, "dvc", "repro")) == []
@@ -95,7 +96,7 @@ FILES = (
     "howto/cleaning.py",
     "howto/steps.py",
     "howto/shards.py",
-    "howto/embedded/muon.py",
+    "howto/gguf_model.py",
 )
 
 
@@ -127,7 +128,7 @@ def test_another_way_to_score_reruns_evaluate_alone(clone: Path) -> None:
 
 
 def test_a_learning_rate_as_dvc_writes_it_is_understood(clone: Path) -> None:
-    output = run(clone, "dvc", "exp", "run", "-S", "profiles.embedded.train.learning_rate=1e-5")
+    output = run(clone, "dvc", "exp", "run", "-S", "profiles.smollm2.train.learning_rate=1e-5")
     assert sorted(stages_run(output)) == ["evaluate", "infer@adapter", "train"]
     assert "1e-05" in (clone / "params.yaml").read_text(encoding="utf-8")
     back(clone)

@@ -96,7 +96,7 @@ CONTENT = Content(
         {
             "slice": name,
             "group": group,
-            "rows": 4,
+            "rows": 40,
             "base": 0.1,
             "adapter": 0.6,
             "delta": delta,
@@ -257,13 +257,20 @@ def test_bars_are_as_long_as_the_scores_and_the_difference_lies_between_them(pag
 def test_gains_of_groups_have_their_sign_and_a_colour_only_where_the_interval_excludes_zero(page: Page) -> None:
     page.open(CONTENT)
     assert page.table("#slice-table") == {
-        "open_qa": ["4", "0.1000", "0.6000", "", "+0.5000", "[+0.4000, +0.6000]"],
-        "summarization": ["4", "0.1000", "0.6000", "", "\u22120.2500", "[\u22120.3500, \u22120.1500]"],
-        "none": ["4", "0.1000", "0.6000", "", "+0.0500", "[\u22120.0500, +0.1500]"],
+        "open_qa": ["40", "0.1000", "0.6000", "", "+0.5000", "[+0.4000, +0.6000]"],
+        "summarization": ["40", "0.1000", "0.6000", "", "\u22120.2500", "[\u22120.3500, \u22120.1500]"],
+        "none": ["40", "0.1000", "0.6000", "", "+0.0500", "[\u22120.0500, +0.1500]"],
     }
     assert [cell.text for cell in page.all("#slice-table .plus")] == ["+0.5000"]
     assert [cell.text for cell in page.all("#slice-table .minus")] == ["\u22120.2500"]
     assert len(page.all("#slice-table .track circle")) == 3
+
+
+def test_a_group_of_fewer_than_ten_rows_is_marked_and_has_no_interval(page: Page) -> None:
+    few = {**CONTENT.slices[0], "rows": 9, "delta_low": None, "delta_high": None}
+    page.open(replace(CONTENT, slices=[few, CONTENT.slices[1]]))
+    assert page.table("#slice-table")["open_qa"][-1] == "fewer than 10 rows"
+    assert len(page.all("#slice-table tr.few")) == 1 and len(page.all("#slice-table .track .whisker")) == 1
 
 
 def test_charts_show_all_rows_and_thin_out_thousands_of_losses(page: Page) -> None:

@@ -29,7 +29,7 @@ class RowSource:
 
 
 class Data(Section):
-    """`data` of a profile: a hub id (`owner/name`) or a local path; `test_source` names a second one for held-out rows."""
+    """`data` of a profile: a hub id (`owner/name`) or a local path. `test_source` names one for held-out rows."""
 
     key: ClassVar[str] = "profiles.*.data"
     source: Text

@@ -1,0 +1,1 @@
+"""SmolLM2-135M on real databricks-dolly-15k rows."""

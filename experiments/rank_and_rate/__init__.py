@@ -1,1 +1,0 @@
-"""How the rank of the adapter and the learning rate go together."""

@@ -1,0 +1,1 @@
+"""How the default profile was chosen, and what more rows and epochs give."""
