@@ -39,7 +39,7 @@ def real_data() -> Path:
 
 def smaller(text: str, tiny: Path) -> str:
     """Return params.yaml with its default profile on the model and the rows in `tiny`: a stage takes seconds then."""
-    package, sha256 = (re.search(pattern, text) for pattern in (r"package:\S+", r"(?<=weights_sha256: )\w+"))
+    package, sha256 = (re.search(pattern, text) for pattern in (r"package:\w\S+", r"(?<=weights_sha256: )\w+"))
     assert package and sha256
     for old, new in {
         "threads: 2 ": "threads: 1 ",  # in so small a model two threads would wait for each other most of the time
@@ -49,7 +49,10 @@ def smaller(text: str, tiny: Path) -> str:
         "source: ./data/howto\n": f"source: {tiny}/rows.jsonl\n",
         "validation: 60 ": "validation: 12 ",
         "test: 120\n": "test: 12\n",
-        "learning_rate: 1.0e-3     #": "learning_rate: 1.0e-2     #",
+        "steps: 60                 #": "epochs: 1                 #",
+        "learning_rate: 2.0e-3     #": "learning_rate: 1.0e-2     #",
+        "      batch_size: 4  ": "      batch_size: 8  ",
+        "micro_batch_size: 4  ": "micro_batch_size: 8  ",
         "resamples: 10000": "resamples: 200",
         "max_new_tokens: 256  ": "max_new_tokens: 48  ",
     }.items():

@@ -145,10 +145,17 @@ def texts(rows: Sequence[Fields | BadRow]) -> list[Raw]:
 
 
 def make_workplace(folder: Path, bad_rows: str) -> None:
-    """Put params.yaml and an empty folder for raw rows there."""
+    """Put params.yaml, for a few rows, and an empty folder for raw rows there."""
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    assert "bad_rows: stop" in text
-    (folder / "params.yaml").write_text(text.replace("bad_rows: stop", f"bad_rows: {bad_rows}"), encoding="utf-8")
+    changes = {
+        "bad_rows: stop": f"bad_rows: {bad_rows}",
+        "validation: 60 ": "validation: 0.1 ",
+        "test: 120\n": "test: 0.1\n",
+    }
+    for old, new in changes.items():
+        assert text.count(old) == 1, f"params.yaml has {old!r} {text.count(old)} times"
+        text = text.replace(old, new)
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
     (folder / RAW).mkdir(parents=True)
 
 
