@@ -50,7 +50,7 @@ def smaller(text: str, tiny: Path) -> str:
         "validation: 60 ": "validation: 12 ",
         "test: 120\n": "test: 12\n",
         "steps: 60                 #": "epochs: 1                 #",
-        "learning_rate: 2.0e-3     #": "learning_rate: 1.0e-2     #",
+        "learning_rate: 4.0e-3     #": "learning_rate: 1.0e-2     #",
         "      batch_size: 4  ": "      batch_size: 8  ",
         "micro_batch_size: 4  ": "micro_batch_size: 8  ",
         "resamples: 10000": "resamples: 200",

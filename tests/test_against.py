@@ -241,10 +241,10 @@ def test_an_experiment_that_dvc_ran_is_compared_with_what_differs(copied: Path, 
     found = json.loads(file.read_text(encoding="utf-8"))
     assert (found["against"]["rouge"]["rougeL"], found["of"]["rouge"]["rougeL"]) == (fast, slow)
     assert fast != slow
-    assert found["params"] == {"profiles.<profile>.train.learning_rate": [0.05, 0.02]}
+    assert found["params"] == {"profiles.<profile>.train.learning_rate": [0.05, 0.01]}
     assert found["against"]["commit"] == named["fast"]
     assert "models/adapter" in found["files"] and "models/base" not in found["files"]
-    assert "│ profiles.<profile>.train.learning_rate │ 0.05 │ 0.02 │" in done.stdout
+    assert "│ profiles.<profile>.train.learning_rate │ 0.05 │ 0.01 │" in done.stdout
     assert run(copied, "git", "status", "--porcelain") == ""
 
     # The other way round, and neither of them checked out: the same with the other sign.

@@ -96,13 +96,13 @@ def test_a_context_goes_into_the_prompt_and_one_that_is_too_long_is_shortened_wi
     assert done.stdout != infer(finished, VIOLIN).stdout
     done = infer(finished, VIOLIN, "--context", TOO_LONG)
     assert done.returncode == 0 and done.stdout.strip()
-    assert done.stderr == "note: 1 of 1 contexts were shortened, to prompts of 1000 tokens\n"
+    assert done.stderr == "note: 1 of 1 contexts were shortened, to prompts of 976 tokens\n"
 
 
 @pytest.mark.parametrize(
     ("intent", "said"),
     [
-        (TOO_LONG, "error: the intent is longer than the 1000 tokens that a prompt may have; shorten it"),
+        (TOO_LONG, "error: the intent is longer than the 976 tokens that a prompt may have; shorten it"),
         ("", "error: an empty intent; say"),
         (" \n", "error: an empty intent; say"),
         ("How \udcff?", "error: not UTF-8; say"),  # as Python gives bytes of the command line that are not
@@ -136,7 +136,7 @@ def test_what_does_not_go_together_is_told_with_the_usage_and_status_2(tmp_path:
 # --- The answer as it is written ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", ["[]", '["rs", "\\n2"]', '["\\n1."]'])
+@pytest.mark.parametrize("stop", ["[]", '["rs", "\\n2"]', '["1."]'])
 def test_what_is_shown_while_it_is_written_is_what_a_file_gets(workplace: Path, intents: Path, stop: str) -> None:
     edit_params(workplace, "stop: [] ", f"stop: {stop} ")
     infer(workplace, "--input", intents, "--output", "answers.jsonl")
@@ -180,7 +180,7 @@ def test_piped_intents_are_answered_until_an_empty_line_and_a_bad_one_hinders_no
     done = run_here(main, finished, stdin=b"\n".join(lines))
     assert done.returncode == 0
     assert [error.split(";")[0] for error in done.stderr.splitlines()] == [
-        "error: the intent is longer than the 1000 tokens that a prompt may have",
+        "error: the intent is longer than the 976 tokens that a prompt may have",
         "error: not UTF-8",
     ]
     answers = [infer(finished, intent).stdout for intent in (FERN, VIOLIN)]
@@ -249,7 +249,7 @@ def test_lines_that_cannot_be_answered_are_told_and_the_others_answered(workplac
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "error: intents.txt:2: not UTF-8",
-        "error: intents.txt:3: longer than the 1000 tokens that a prompt may have",
+        "error: intents.txt:3: longer than the 976 tokens that a prompt may have",
         "error: intents.txt: 2 of 4 lines were not answered, see above",
     ]
     answers = [infer(workplace, intent).stdout.strip() for intent in (FERN, VIOLIN)]
@@ -320,7 +320,7 @@ OTHERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda folder: shutil.copytree(folder / "models/adapter", folder / "elsewhere"),
         ["--adapter", "elsewhere"],
     ),
-    "other params": (lambda folder: edit_params(folder, "max_new_tokens: 24 ", "max_new_tokens: 25 "), []),
+    "other params": (lambda folder: edit_params(folder, "max_new_tokens: 48 ", "max_new_tokens: 49 "), []),
     "another system message": (
         lambda folder: edit_params(folder, "instruction: Write step", "instruction: Say step"),
         [],

@@ -85,7 +85,7 @@ def test_an_answer_does_not_depend_on_the_rows_that_share_its_batch(
 ) -> None:
     decoding = infer(max_new_tokens=24, temperature=temperature)
     alone = texts(answering(finished, decoding, 1), rows)
-    assert len({answer.text for answer in alone}) > 10
+    assert len({answer.text for answer in alone}) > 5
     for size in (2, 7, 64):
         mixed = list(rows)
         random.Random(size).shuffle(mixed)
@@ -203,7 +203,7 @@ def test_every_test_row_has_a_prediction_by_both_models_in_the_rows_order(finish
     for model in ("base", "adapter"):
         predictions = read_rows(finished / f"data/predictions/{model}.jsonl", Prediction)
         assert [prediction.id for prediction in predictions] == ids
-        assert all(p.new_tokens <= 24 and (p.stop == "eos" or p.new_tokens == 24) for p in predictions)
+        assert all(p.new_tokens <= 48 and (p.stop == "eos" or p.new_tokens == 48) for p in predictions)
         assert all(p.reference_log_probability is not None and p.reference_log_probability < 0 for p in predictions)
         found[model] = [prediction.text for prediction in predictions]
     assert found["base"] != found["adapter"]  # the adapter is active

@@ -100,15 +100,15 @@ def test_answers_that_are_in_the_journal_are_taken_up_and_those_of_other_params_
     first, *others = path.read_bytes().splitlines(keepends=True)
     marked = Prediction.model_validate_json(first).model_copy(update={"text": "from the journal"})
     path.write_bytes(marked.model_dump_json().encode() + b"\n" + b"".join(others))
-    edit_params(folder, "max_new_tokens: 24 ", "max_new_tokens: 23 ")
+    edit_params(folder, "max_new_tokens: 48 ", "max_new_tokens: 12 ")
     done = run_stage(folder, *STAGE)
     assert done.returncode == 0, done.stderr
     predictions = read_rows(folder / PREDICTIONS, Prediction)
     assert len(predictions) == len(read_rows(whole / PREDICTIONS, Prediction))
     assert not any(prediction.text == marked.text for prediction in predictions)
-    assert max(prediction.new_tokens for prediction in predictions) == 23
+    assert max(prediction.new_tokens for prediction in predictions) == 12
     assert path.exists()  # it is the other run's, which may yet go on
-    edit_params(folder, "max_new_tokens: 23 ", "max_new_tokens: 24 ")
+    edit_params(folder, "max_new_tokens: 12 ", "max_new_tokens: 48 ")
     assert run_stage(folder, *STAGE).returncode == 0
     predictions = read_rows(folder / PREDICTIONS, Prediction)
     assert [one.id for one in predictions if one.text == marked.text] == [marked.id]
@@ -118,7 +118,7 @@ def test_answers_that_are_in_the_journal_are_taken_up_and_those_of_other_params_
 def test_params_that_are_edited_while_it_runs_are_an_error_at_its_end_and_no_answers_are_kept(folder: Path) -> None:
     with start(folder) as process:
         wait_for_answers(folder, process, 1)
-        edit_params(folder, "max_new_tokens: 24 ", "max_new_tokens: 23 ")
+        edit_params(folder, "max_new_tokens: 48 ", "max_new_tokens: 12 ")
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert errors == (
