@@ -1,8 +1,8 @@
 """Whether a committed run was made again, and if not, where it parted first and what may explain it.
 
-On a CPU of the recorded kind every output must be the same, byte for byte. Another CPU may round sums otherwise, and then
-training ends with slightly other weights. There what is made without sums of floating-point numbers must still be the
-same, and ROUGE-L must be within TOLERANCE of the committed one.
+On a CPU of the recorded kind every output must be the same, byte for byte. Another CPU may round sums otherwise, and
+then training ends with slightly other weights. There what is made without sums of floating-point numbers must still be
+the same, and ROUGE-L must be within TOLERANCE of the committed one.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ def smaller(text: str, tiny: Path) -> str:
         "micro_batch_size: 4  ": "micro_batch_size: 8  ",
         "resamples: 10000": "resamples: 200",
         "max_new_tokens: 256  ": "max_new_tokens: 48  ",
+        re.search(r" +repetition_penalty: 1\.1 .*\n +max_new_tokens: 224 .*\n", text)[0]: "",  # type: ignore[index]
     }.items():
         assert text.count(old) == 1, f"params.yaml has {old!r} {text.count(old)} times"
         text = text.replace(old, new)
@@ -215,6 +216,9 @@ def by_two(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert text.count(old) == 1, f"params.yaml no longer has {old!r} once"
             text = text.replace(old, new)
         path.write_text(text, encoding="utf-8")
+        train = folder / "data/prepared/train.jsonl"
+        lines = train.read_text(encoding="utf-8").splitlines(keepends=True)
+        train.write_text("".join(lines[:85]), encoding="utf-8")  # the last step of an epoch has 5 rows: 3 and 2
         done = run_stage(folder, "stages.train")
         assert done.returncode == 0 and done.stderr == "", done.stderr
 

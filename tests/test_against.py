@@ -258,10 +258,11 @@ def test_gains_and_losses_are_shown_the_greatest_first(copied: Path) -> None:
     rows = read_rows(copied / "data/prepared/test.jsonl", Row)
     answers = read_rows(copied / "data/predictions/adapter.jsonl", Prediction)
     saved(copied, "good", [replace_text(one, of.output) for one, of in zip(answers, rows, strict=True)])
-    done = against(copied, "good", "--show", "1")
+    saved(copied, "bad", [replace_text(one, "Ask somebody.") for one in answers])
+    done = against(copied, "good", "--of", "bad", "--show", "1")
     assert done.returncode == 0, done.stderr
-    assert re.search(rf"This version is better in 0 rows, equal in 0 and worse in {len(rows)}; p = 0.00", done.stdout)
-    assert "This version is worse than good (" in done.stdout
+    assert re.search(rf"\) is better in 0 rows, equal in 0 and worse in {len(rows)}; p = 0.00", done.stdout)
+    assert re.search(r"bad \(\w{7}\) is worse than good \(", done.stdout)
     assert "The greatest losses:" in done.stdout and "The greatest gains:" not in done.stdout
     assert "good (" in done.stdout and "(1.00)" in done.stdout
     assert "Made with other code" not in done.stdout

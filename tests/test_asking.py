@@ -280,7 +280,7 @@ def sampling(finished: Path, intents: Path, tmp_path_factory: pytest.TempPathFac
     folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("sampling") / "folder"))
     edit_params(folder, "temperature: 0.0 ", "temperature: 0.9 ")
     edit_params(folder, "seeds: [0] ", "seeds: [0, 5] ")
-    edit_params(folder, "batch_size: 64 ", "batch_size: 4 ")
+    edit_params(folder, "batch_size: 128 ", "batch_size: 4 ")
     shutil.copyfile(intents, folder / "intents.jsonl")
     done = infer(folder, "--input", "intents.jsonl", "--output", "whole.jsonl")
     assert done == (0, "infer: 40 answers -> whole.jsonl\n", "")
@@ -369,7 +369,7 @@ def test_a_file_of_somebody_else_is_never_written_over(finished: Path, tmp_path:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 def test_what_is_answered_when_ctrl_c_comes_is_kept_and_the_same_command_goes_on_from_there(workplace: Path) -> None:
-    edit_params(workplace, "batch_size: 64 ", "batch_size: 2 ")
+    edit_params(workplace, "batch_size: 128 ", "batch_size: 2 ")
     rows = read_rows(workplace / "data/prepared/train.jsonl", Row)
     asked = "".join(f"{row.intent} ({number})\n" for number in range(2) for row in rows)
     (workplace / "intents.txt").write_text(asked, encoding="utf-8")

@@ -99,7 +99,7 @@ CASES: dict[str, tuple[list[str], Callable[[Path], None], str]] = {
     "prepare: too few rows": (
         ["stages.prepare"],
         write("data/raw/rows/rows.jsonl", '{"instruction": "a", "response": "b"}\n'),
-        "data/raw/rows: 1 usable rows leave none for",
+        "prepare.split: 24 rows are asked for, and there are 1; lower the numbers or bring more rows",
     ),
     "prepare: only empty rows": (
         ["stages.prepare"],

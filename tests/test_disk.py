@@ -18,7 +18,7 @@ MADE = {
     "fetch_model": ["models/base"],
     "fetch_data": ["data/raw"],
     "prepare": ["data/prepared", "metrics/data.json"],
-    "train": ["models/adapter", "metrics/train.json", "metrics/train_loss.csv"],
+    "train": ["metrics/train.json", "metrics/train_loss.csv", "models/adapter"],
     "infer --stage base": ["data/predictions/base.jsonl"],
     "infer --stage adapter": ["data/predictions/adapter.jsonl"],
     "evaluate": ["log/hasil.jsonl", "metrics/report.html", "metrics/metrics.json"],

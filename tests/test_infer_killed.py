@@ -31,7 +31,7 @@ def whole(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = read_rows(folder / "data/prepared/train.jsonl", Row)
     more = [row.model_copy(update={"id": f"{row.id}-{number}"}) for number in range(COPIES) for row in rows]
     write_rows(folder / "data/prepared/test.jsonl", more)
-    edit_params(folder, "batch_size: 64 ", "batch_size: 4 ")
+    edit_params(folder, "batch_size: 128 ", "batch_size: 4 ")
     done = run_stage(folder, *STAGE)
     assert done.returncode == 0, done.stderr
     assert len(read_rows(folder / PREDICTIONS, Prediction)) == len(more)

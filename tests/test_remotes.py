@@ -104,7 +104,7 @@ def test_the_adapter_and_its_base_are_pulled_alone_and_answer(
 ) -> None:
     works(remote(clone, store, "pull", "train", "fetch_model"))
     assert outputs(clone) == {name: what for name, what in outputs(origin).items() if name.startswith("models/")}
-    assert not (clone / "data").exists() and not (clone / ".dvc/cache/runs").exists()
+    assert not (clone / "data/raw").exists() and not (clone / ".dvc/cache/runs").exists()
     assert answer.strip() and answer_in(clone) == answer
 
 

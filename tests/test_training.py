@@ -129,9 +129,12 @@ def test_a_steps_gradient_does_not_depend_on_how_it_is_cut(
     found = [
         gradient(make_engine(precision, {"dropout": 0.0}, packing=packing, size=size), ragged) for size, packing in ways
     ]
-    assert found[0].norm() > 0
-    for way, one in zip(ways, found, strict=True):
-        assert (one - found[0]).norm() <= tolerance * found[0].norm(), way
+    alone = found[ways.index((1, False))]
+    assert alone.norm() > 0
+    for (size, packing), one in zip(ways, found, strict=True):
+        # Norms are computed in float32. Of a prefix that rows share, their gradients are added before they are rounded.
+        limit = max(tolerance, 1e-7) if packing and size > 1 else tolerance
+        assert (one - alone).norm() <= limit * alone.norm(), (size, packing)
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -318,7 +321,7 @@ def test_a_target_that_is_in_no_layer_is_an_error_that_lists_what_there_is(finis
         ({"target_modules": ["query"]}, r"target_modules: query is in no layer .*down_proj.*q_proj"),
         ({"target_modules": ["q_proj", "query"]}, r"target_modules: query is in no layer"),
         ({"rank_pattern": {"keys": 4}}, r"rank_pattern: keys is in no layer"),
-        ({"layers": [0, 7]}, r"layers: \[7\]: the base model has layers 0 to 0"),
+        ({"layers": [0, 7]}, r"layers: \[7\]: the base model has layers 0 to 1"),
     ):
         with pytest.raises(Stop, match=said):
             add_adapter(load_base(base, "float32", CPU), shared.lora.model_copy(update=changes), base)
@@ -335,7 +338,7 @@ KNOBS: list[dict[str, object]] = [
     {"init": "pissa"},
     {"rslora": True},
     {"dora": True},
-    {"plus_ratio": 8.0},
+    {"plus_ratio": 2.0},
     {"dropout": 0.0},
 ]
 

@@ -19,13 +19,31 @@ from tests.conftest import ENVIRONMENT, call
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 
 FORCED = ["dvc", "repro", "--force", "--single-item", "fetch_data"]
+SLOW = """
+import os, shutil, sys, time
+if sys.orig_argv[-1] == "stages.fetch_data":
+    copyfile = shutil.copyfile
+    def wait_and_copy(*arguments):
+        while not os.path.exists(os.environ["GO_ON"]):
+            time.sleep(0.01)
+        return copyfile(*arguments)
+    shutil.copyfile = wait_and_copy
+"""
 
 
-def start(folder: Path, *command: str) -> subprocess.Popen[str]:
+@pytest.fixture
+def slow(tmp_path: Path) -> dict[str, str]:
+    """Variables with which fetch_data waits in the middle of its work until there is a file GO_ON."""
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow/sitecustomize.py").write_text(SLOW, encoding="utf-8")
+    return {"PYTHONPATH": str(tmp_path / "slow"), "GO_ON": str(tmp_path / "go_on")}
+
+
+def start(folder: Path, *command: str, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command,
         cwd=folder,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -34,8 +52,8 @@ def start(folder: Path, *command: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def held(dvc: subprocess.Popen[str]) -> Iterator[psutil.Process]:
-    """The stage that DVC runs, for as long as the block lasts in the middle of its work."""
+def held(dvc: subprocess.Popen[str], slow: dict[str, str]) -> Iterator[psutil.Process]:
+    """The stage that DVC runs with the variables `slow`, for as long as the block lasts in the middle of its work."""
     until = time.monotonic() + 120
     while not (stages := stage_processes(dvc)):
         assert dvc.poll() is None and time.monotonic() < until, "no stage began"
@@ -43,10 +61,12 @@ def held(dvc: subprocess.Popen[str]) -> Iterator[psutil.Process]:
     (stage,) = stages
     while not list(Path(stage.cwd()).glob("data/.raw.*.part")):
         assert dvc.poll() is None and time.monotonic() < until, "the stage wrote nothing"
+        time.sleep(0.01)
     stage.suspend()
     try:
         yield stage
     finally:
+        Path(slow["GO_ON"]).touch()
         stage.resume()
 
 
@@ -65,9 +85,11 @@ def assert_undamaged(project: Path, before: dict[str, str]) -> None:
     assert not list(project.rglob("*.part"))
 
 
-def test_a_second_repro_while_a_stage_runs_stops_and_says_who_is_at_work(project: Path, before: dict[str, str]) -> None:
-    with start(project, *FORCED) as dvc:
-        with held(dvc):
+def test_a_second_repro_while_a_stage_runs_stops_and_says_who_is_at_work(
+    project: Path, before: dict[str, str], slow: dict[str, str]
+) -> None:
+    with start(project, *FORCED, **slow) as dvc:
+        with held(dvc, slow):
             for command in (["dvc", "repro"], ["dvc", "exp", "run"]):
                 done = call(project, *command)
                 assert done.returncode != 0 and f"(PID {dvc.pid}):" in done.stderr, done.stderr
@@ -89,10 +111,10 @@ def test_two_repros_at_the_same_moment_end_as_one(project: Path, before: dict[st
 
 
 def test_a_stage_by_hand_beside_the_one_that_dvc_runs_stops_with_one_line(
-    project: Path, before: dict[str, str]
+    project: Path, before: dict[str, str], slow: dict[str, str]
 ) -> None:
-    with start(project, *FORCED) as dvc:
-        with held(dvc) as stage:
+    with start(project, *FORCED, **slow) as dvc:
+        with held(dvc, slow) as stage:
             done = call(project, sys.executable, "-m", "stages.fetch_data")
             assert done.returncode == 1 and done.stderr.count("\n") == 1
             assert done.stderr.startswith(f"error: data/raw: process {stage.pid} is making it at this moment; ")
@@ -101,10 +123,12 @@ def test_a_stage_by_hand_beside_the_one_that_dvc_runs_stops_with_one_line(
     assert_undamaged(project, before)
 
 
-def test_a_push_while_a_stage_runs_pushes_what_is_there(project: Path, before: dict[str, str], tmp_path: Path) -> None:
+def test_a_push_while_a_stage_runs_pushes_what_is_there(
+    project: Path, before: dict[str, str], slow: dict[str, str], tmp_path: Path
+) -> None:
     assert call(project, "dvc", "remote", "add", "--local", "-d", "store", str(tmp_path / "store")).returncode == 0
-    with start(project, *FORCED) as dvc:
-        with held(dvc):
+    with start(project, *FORCED, **slow) as dvc:
+        with held(dvc, slow):
             done = call(project, "dvc", "push")
             assert done.returncode == 0 and "pushed" in done.stdout, done.stderr
         said, _ = dvc.communicate(timeout=120)
@@ -114,9 +138,9 @@ def test_a_push_while_a_stage_runs_pushes_what_is_there(project: Path, before: d
 
 
 def test_a_stage_whose_dvc_was_killed_and_the_next_repro_do_not_work_side_by_side(
-    project: Path, before: dict[str, str]
+    project: Path, before: dict[str, str], slow: dict[str, str]
 ) -> None:
-    with start(project, *FORCED) as dvc, held(dvc) as stage:
+    with start(project, *FORCED, **slow) as dvc, held(dvc, slow) as stage:
         dvc.send_signal(signal.SIGKILL)
         dvc.wait()
         done = call(project, *FORCED)
