@@ -43,6 +43,7 @@ RESULTS = Path(__file__).parent / "results"
 ENGINES = {
     "howto": "this project",
     "howto_checkpointing": "this project, gradient_checkpointing: true",
+    "howto_bfloat16": "this project, precision: bfloat16 and instruction_set: native (CPU only)",
     "trl_default": "TRL's SFTTrainer as it comes (gradient checkpointing on)",
     "trl_no_checkpointing": "TRL, no checkpointing",
     "trl_grouped": "TRL, no checkpointing, rows grouped by length",
@@ -50,7 +51,7 @@ ENGINES = {
     "trl_liger": "TRL, no checkpointing, padding-free, Liger's kernels (GPU only)",
     "transformers": "transformers' Trainer as it comes",
 }
-ON_GPU_ONLY = {"trl_liger"}
+ON_GPU_ONLY, ON_CPU_ONLY = {"trl_liger"}, {"howto_bfloat16"}
 LEARNING_RATE = 5e-4
 
 
@@ -70,7 +71,8 @@ def main() -> None:
         print(json.dumps(run_one(arguments)))
         return
     measured: dict[str, dict[str, Any]] = {}
-    for name in arguments.engines or [n for n in ENGINES if arguments.device == "cuda" or n not in ON_GPU_ONLY]:
+    elsewhere = ON_CPU_ONLY if arguments.device == "cuda" else ON_GPU_ONLY
+    for name in arguments.engines or [name for name in ENGINES if name not in elsewhere]:
         command = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], "--one", name]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
@@ -98,8 +100,11 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
     from howto.torch_setup import set_up_torch
 
     params = read_params(Path(__file__).parent.parent / "params.yaml")
-    precision: Literal["float32", "bfloat16"] = "float32" if arguments.device == "cpu" else "bfloat16"
+    low = arguments.device == "cuda" or arguments.one == "howto_bfloat16"
+    precision: Literal["float32", "bfloat16"] = "bfloat16" if low else "float32"
     machine = params.section(Machine).model_copy(update={"deterministic": not arguments.not_deterministic})
+    if arguments.one in ON_CPU_ONLY:
+        machine = machine.model_copy(update={"instruction_set": "native"})
     device = set_up_torch(machine, ProfileMachine(device=arguments.device, precision=precision))
 
     import torch

@@ -7,7 +7,7 @@ once more by itself, and that decides.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -55,6 +55,17 @@ class _Row:
 
     request: Request
     tokens: list[int] = field(default_factory=list)
+    followers: defaultdict[tuple[int, ...], list[int]] = field(default_factory=lambda: defaultdict(list))
+
+    def append(self, token: int, ngram: int | None) -> None:
+        """Add a token to the answer, and note the runs of `ngram` tokens that it now holds."""
+        self.tokens.append(token)
+        if ngram and len(self.tokens) >= ngram:
+            self.followers[tuple(self.tokens[len(self.tokens) - ngram : -1])].append(token)
+
+    def forbidden(self, ngram: int) -> list[int]:
+        """Return the tokens that would repeat a run of `ngram` tokens of the answer."""
+        return self.followers.get(tuple(self.tokens[len(self.tokens) - ngram + 1 :]), [])
 
 
 class Decoder:
@@ -135,6 +146,7 @@ class Decoder:
             written = torch.tensor([len(row.tokens) for row in rows], device=logits.device)
             chances = self._chances[here].gather(1, written[:, None])[:, 0]
         seen = self._seen[here] if self._seen is not None else None
+        logits = self._without_repeats(logits, rows)
         choice = self._sampler.choose(logits, chances, seen)
         tokens: list[int] = choice.tokens.tolist()
         if self._settles:
@@ -159,7 +171,7 @@ class Decoder:
         """Put the token behind the row's answer; the answer, if that ends it."""
         if token == self._tokenizer.eos_token_id:
             return self._answer(row, "eos", self._text(row))
-        row.tokens.append(token)
+        row.append(token, self._params.no_repeat_ngram_size)
         if self._params.stop:
             text = self._text(row)
             found = [place for place in map(text.find, self._params.stop) if place >= 0]
@@ -186,10 +198,22 @@ class Decoder:
             if state is not None:
                 state[slot] = state[len(self._rows)]
 
+    def _without_repeats(self, logits: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
+        """Return the logits [rows, vocabulary], with -inf for what would repeat a run of tokens in its own answer."""
+        size = self._params.no_repeat_ngram_size
+        if size is None:
+            return logits
+        places = [(number, token) for number, row in enumerate(rows) for token in row.forbidden(size)]
+        if not places:
+            return logits
+        index = torch.tensor(places, device=logits.device)
+        return logits.index_put((index[:, 0], index[:, 1]), logits.new_tensor(-torch.inf))
+
     def _settle(self, row: _Row, slot: int) -> int:
         """The row's next token, computed by itself."""
         ids = [*row.request.prompt, *row.tokens]
         logits = self._flight.logits([Example("", ids, [0])])  # at the place of what comes next
+        logits = self._without_repeats(logits, [row])
         chances = self._chances[slot, len(row.tokens)][None] if self._chances is not None else None
         seen = self._seen[slot][None] if self._seen is not None else None
         return int(self._sampler.choose(logits, chances, seen).tokens[0])

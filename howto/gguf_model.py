@@ -171,6 +171,7 @@ def _is_split_by_transformers(splits: str) -> bool:
 
 def _load_model(path: Path, dtype: Any) -> PreTrainedModel:
     """Return the dequantised model, without the traces of its quantisation."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype, local_files_only=True)
@@ -178,7 +179,9 @@ def _load_model(path: Path, dtype: Any) -> PreTrainedModel:
     for trace in ("quantization_config", "_name_or_path"):
         if hasattr(config, trace):
             delattr(config, trace)
-    model = type(read)(config).to(dtype)
-    model.load_state_dict(read.state_dict())
+    with torch.device("meta"):  # no weights of its own: it takes those that were read
+        model = type(read)(config)
+    model.load_state_dict(read.state_dict(), assign=True)
+    model.tie_weights()
     model.generation_config = read.generation_config
     return model.eval()

@@ -49,13 +49,13 @@ def smaller(text: str, tiny: Path) -> str:
         "source: ./data/howto\n": f"source: {tiny}/rows.jsonl\n",
         "validation: 60 ": "validation: 12 ",
         "test: 120\n": "test: 12\n",
-        "steps: 60                 #": "epochs: 1                 #",
-        "learning_rate: 4.0e-3     #": "learning_rate: 1.0e-2     #",
+        "steps: 80                 #": "epochs: 1                 #",
+        "learning_rate: 3.0e-3     #": "learning_rate: 1.0e-2     #",
         "      batch_size: 4  ": "      batch_size: 8  ",
         "micro_batch_size: 4  ": "micro_batch_size: 8  ",
         "resamples: 10000": "resamples: 200",
         "max_new_tokens: 256  ": "max_new_tokens: 48  ",
-        re.search(r" +repetition_penalty: 1\.1 .*\n +max_new_tokens: 224 .*\n", text)[0]: "",  # type: ignore[index]
+        re.search(r" +no_repeat_ngram_size: 5 .*\n +max_new_tokens: 224 .*\n", text)[0]: "",  # type: ignore[index]
     }.items():
         assert text.count(old) == 1, f"params.yaml has {old!r} {text.count(old)} times"
         text = text.replace(old, new)

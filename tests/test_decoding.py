@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    PreTrainedTokenizerBase,
+)
 
 from howto.answering import Answering
 from howto.base import load_adapter, load_base, load_tokenizer
@@ -50,20 +57,37 @@ def texts(engine: Answering, rows: list[Row], seed: int = 0) -> list[Answer]:
     return [found[number] for number in range(len(rows))]
 
 
+class NoRepeatInTheAnswer(LogitsProcessor):  # type: ignore[misc]
+    """transformers' rule against repeated runs of tokens, on the answer alone: the prompt may be quoted."""
+
+    def __init__(self, size: int, prompt_tokens: int) -> None:
+        self._rule, self._prompt_tokens = NoRepeatNGramLogitsProcessor(size), prompt_tokens
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        ruled: torch.FloatTensor = self._rule(input_ids[:, self._prompt_tokens :], scores)
+        return ruled
+
+
 def generated(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: list[int], **settings: Any) -> list[int]:
     """The new tokens, without the end of sequence, that the model's own generation gives to a prompt alone."""
+    size = settings.pop("no_repeat_ngram_size", None)
     config = GenerationConfig(
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id, **settings
     )
     ids = torch.tensor([prompt])
-    output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        generation_config=config,
+        logits_processor=LogitsProcessorList([NoRepeatInTheAnswer(size, len(prompt))] if size else []),
+    )
     new: list[int] = output[0, len(prompt) :].tolist()
     return new[:-1] if new[-1] == tokenizer.eos_token_id else new
 
 
-@pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.3}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}], ids=str)
 def test_greedy_answers_are_those_of_generate_row_by_row_with_the_adapter_unmerged(
-    finished: Path, rows: list[Row], settings: dict[str, float]
+    finished: Path, rows: list[Row], settings: dict[str, Any]
 ) -> None:
     base = finished / "models/base"
     tokenizer = load_tokenizer(base)

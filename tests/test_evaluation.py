@@ -298,7 +298,7 @@ def lock_of(folder: Path, **more: Any) -> None:
     md5 = hashlib.md5((folder / path).read_bytes(), usedforsecurity=False).hexdigest()
     infer = {
         "max_new_tokens": 48, "max_prompt_tokens": None, "temperature": 0.0, "top_p": 1.0, "top_k": None,
-        "repetition_penalty": 1.0, "stop": [], "seeds": [0], **more,
+        "repetition_penalty": 1.0, "no_repeat_ngram_size": None, "stop": [], "seeds": [0], **more,
     }  # fmt: skip
     stage = {"outs": [{"path": path, "md5": md5}], "params": {"params.yaml": {"infer": infer}}}
     lock = {"schema": "2.0", "stages": {"infer@adapter": stage}}

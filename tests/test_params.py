@@ -41,7 +41,7 @@ def test_the_tinyllama_profile_holds_the_pinned_model_and_the_published_settings
 
 @pytest.mark.parametrize("written", ["1e-05", "1.0e-5", "0.00001"])
 def test_a_learning_rate_in_any_notation_is_a_float(tmp_path: Path, written: str) -> None:
-    params = read_params(edited(tmp_path, "learning_rate: 4.0e-3", f"learning_rate: {written}"))
+    params = read_params(edited(tmp_path, "learning_rate: 3.0e-3", f"learning_rate: {written}"))
     assert params.section(ProfileTrain).learning_rate == 1e-5
 
 

@@ -23,6 +23,7 @@ def infer(**more: object) -> Infer:
         "top_p": 1.0,
         "top_k": None,
         "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": None,
         "stop": [],
         "seeds": [0],
     }

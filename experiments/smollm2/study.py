@@ -1,9 +1,11 @@
 """Choose the settings of the default profile on its validation rows, and measure what all rows and more epochs give.
 
-python -m experiments.smollm2.study                 train what trials.csv lacks; no test row is read
-python -m experiments.smollm2.study --all-rows N    the whole pipeline on all rows for N epochs -> all_rows.json
+python -m experiments.smollm2.study [--precision bfloat16]   train and answer what trials.csv lacks; reads no test row
+python -m experiments.smollm2.study --all-rows N             all rows for N epochs -> all_rows.json
 
 Run `make run` first: the trials read its rows and its base model. Stopped, the study resumes with the next trial.
+With bfloat16 the trials train in that precision and with all instructions of the CPU, which is faster where it has
+avx512_bf16 or amx_bf16 (see lscpu). Answers are always in float32.
 
 writes:  trials.csv, all_rows.json
 """
@@ -13,43 +15,77 @@ from __future__ import annotations
 import argparse
 import csv
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.pipeline import params_with, run_in
 from howto.params.file import read_params
+from howto.params.infer import Infer, ProfileInfer
 from howto.params.machine import Machine, ProfileMachine
 from howto.params.train import ProfileTrain, Train
+from howto.rouge import Rouge
 from howto.rows import Row, read_rows
+from howto.steps import is_well_numbered
 from howto.stop import stops_cleanly
 from howto.whole import whole_file, write_json
 
-TRIALS, ALL_ROWS = Path(__file__).with_name("trials.csv"), Path(__file__).with_name("all_rows.json")
+if TYPE_CHECKING:
+    import torch
+
+HERE = Path(__file__).parent
+TRIALS, ALL_ROWS = HERE / "trials.csv", HERE / "all_rows.json"
 PREPARED, BASE = Path("data/prepared"), Path("models/base")
 WORK = Path("models/checkpoints/study_smollm2")
 
 
 class Trial(NamedTuple):
-    """One setting: optimizer steps, rows a step, and the peak learning rate."""
+    """One setting. Of the training rows, in the order of their ids, the first `rows` are used; 0: the base model."""
 
-    steps: int
-    batch_size: int
-    learning_rate: float
+    rows: int
+    steps: int = 0
+    batch_size: int = 0
+    learning_rate: float = 0.0
+    plus_ratio: float = 1.0
 
 
-# 240 rows in all: what ten minutes on 2 cores leave for training.
-PLANNED = (
-    Trial(60, 4, 2e-3),
-    Trial(60, 4, 4e-3),
-    Trial(60, 4, 1e-3),
-    Trial(30, 8, 4e-3),
-)
+class Trained(NamedTuple):
+    """What training cost and gave; the loss is in nats a response token."""
+
+    validation_loss: float
+    tokens: int
+    seconds: float
+
+
+class Answered(NamedTuple):
+    """Greedy answers to the validation rows; `words` is the ratio of their words to those of the references."""
+
+    rougeL: float
+    ended: float
+    well_numbered: float
+    words: float
+
+
+# Each with the values of infer.no_repeat_ngram_size that it answers with; 0: null.
+PLANNED = {
+    Trial(0): (0, 5),
+    Trial(144, 54, 8, 5e-4): (0, 4, 7),
+    Trial(540, 54, 8, 1e-3): (0, 5),
+    Trial(540, 54, 8, 3e-3): (0, 5),
+    Trial(540, 108, 4, 4e-3): (5,),
+    Trial(540, 108, 4, 2e-3, 4.0): (5,),
+    Trial(540, 80, 4, 2e-3): (5,),
+    Trial(540, 80, 4, 3e-3): (3, 4, 5),
+}
 
 
 @stops_cleanly
 def main() -> None:
     """Run the study, or what is left of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of the base in training"
+    )
     parser.add_argument("--all-rows", metavar="EPOCHS", type=int, help="train on all rows for so many epochs")
     arguments = parser.parse_args()
     if arguments.all_rows:
@@ -59,22 +95,27 @@ def main() -> None:
         write_json(ALL_ROWS, run_in(WORK, params_with(changes)))
         print(f"study: {ALL_ROWS}")
         return
-    done = read_trials()
-    for trial in PLANNED:
-        if trial not in done:
-            done[trial] = run(trial)
-            write_trials(done)
-    print(f"study: {len(done)} trials -> {TRIALS}")
-
-
-def run(trial: Trial) -> tuple[float, int, float]:
-    """Train with the settings of a trial and return validation loss (nats a response token), tokens and seconds."""
+    lines = read_lines(TRIALS)
     params = read_params()
 
     from howto.torch_setup import set_up_torch
 
-    device = set_up_torch(params.section(Machine), params.section(ProfileMachine))
+    own = {"instruction_set": "native"} if arguments.precision == "bfloat16" else {}
+    machine = params.section(Machine).model_copy(update=own)
+    device = set_up_torch(machine, params.section(ProfileMachine))
+    for trial, sizes in PLANNED.items():
+        missing = [size for size in sizes if key_of(trial, size) not in lines]
+        if missing:
+            folder = WORK / "-".join(map(str, trial)) if trial.rows else None
+            trained = train_adapter(trial, arguments.precision, folder, device) if folder else None
+            for size in missing:
+                lines[key_of(trial, size)] = trained, answer(folder, size, device)
+            write_lines(TRIALS, lines)
+    print(f"study: {len(PLANNED)} trials -> {TRIALS}")
 
+
+def train_adapter(trial: Trial, precision: str, folder: Path, device: torch.device) -> Trained:
+    """Train with the settings of a trial and write the adapter into `folder`."""
     import torch
 
     from howto.adapter import add_adapter
@@ -83,44 +124,96 @@ def run(trial: Trial) -> tuple[float, int, float]:
     from howto.engine import Engine
     from howto.training import Trainer
 
+    params = read_params()
     shared = params.section(Train)
+    ratio = None if trial.plus_ratio == 1 else trial.plus_ratio
+    shared = shared.model_copy(update={"lora": shared.lora.model_copy(update={"plus_ratio": ratio})})
+    own = {key: value for key, value in trial._asdict().items() if key in ProfileTrain.model_fields}
     profile = params.section(ProfileTrain).model_copy(
-        update={**trial._asdict(), "epochs": None, "micro_batch_size": trial.batch_size}
+        update={**own, "epochs": None, "micro_batch_size": trial.batch_size}
     )
     tokenizer = load_tokenizer(BASE)
+    rows = sorted(read_rows(PREPARED / "train.jsonl", Row), key=lambda row: row.id)[: trial.rows]
     train, validation = (
-        encode(tokenizer, read_rows(PREPARED / f"{name}.jsonl", Row), shared.max_length, shorten=True).examples
-        for name in ("train", "validation")
+        encode(tokenizer, part, shared.max_length, shorten=True).examples
+        for part in (rows, read_rows(PREPARED / "validation.jsonl", Row))
     )
     torch.manual_seed(shared.seed)
-    model = add_adapter(load_base(BASE, "float32", device), shared.lora, BASE)
+    model = add_adapter(load_base(BASE, precision, device), shared.lora, BASE)
     engine = Engine(model, train, shared, profile, tokenizer.eos_token_id)
     start = time.monotonic()
     curve = Trainer(engine, train, validation, shared, profile).run()
-    return curve.kept_loss or float("nan"), curve.tokens, round(time.monotonic() - start, 1)
+    seconds = round(time.monotonic() - start, 1)
+    model.save_pretrained(str(folder))
+    return Trained(curve.kept_loss or float("nan"), curve.tokens, seconds)
 
 
-def read_trials() -> dict[Trial, tuple[float, int, float]]:
+def answer(adapter: Path | None, ngram: int, device: torch.device) -> Answered:
+    """Score the answers to the validation rows of the base model, with the adapter if there is one."""
+    from howto.answering import Answering
+
+    params = read_params()
+    profile = params.section(ProfileInfer)
+    decoding = profile.decoding(params.section(Infer)).model_copy(
+        update={"no_repeat_ngram_size": ngram or None, "repetition_penalty": 1.0}
+    )
+    rows = read_rows(PREPARED / "validation.jsonl", Row)
+    engine = Answering(BASE, adapter, decoding, batch_size=profile.batch_size, precision="float32", device=device)
+    found = {
+        number: one
+        for number, _, one in engine.answers(rows, engine.fit(rows), [(n, 0) for n in range(len(rows))], bar="answer")
+    }
+    rouge = Rouge(use_stemmer=True)
+    scores = [rouge.rouge_l(rouge.tokens(row.output), rouge.tokens(found[n].text)) for n, row in enumerate(rows)]
+    written, wanted = (
+        sum(len(text.split()) for text in texts)
+        for texts in ([one.text for one in found.values()], [row.output for row in rows])
+    )
+    return Answered(
+        mean([score.fmeasure for score in scores]),
+        mean([one.stop == "eos" for one in found.values()]),
+        mean([is_well_numbered(one.text) for one in found.values()]),
+        round(written / wanted, 3),
+    )
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean to four places."""
+    return round(sum(values) / len(values), 4)
+
+
+Key = tuple[str, ...]
+Lines = dict[Key, tuple[Trained | None, Answered]]
+
+
+def key_of(trial: Trial, ngram: int) -> Key:
+    """Return what tells a line of trials.csv from the others."""
+    return (*(f"{value:g}" for value in trial), str(ngram))
+
+
+def read_lines(path: Path) -> Lines:
     """Return what trials.csv holds."""
-    if not TRIALS.is_file():
+    if not path.is_file():
         return {}
-    with TRIALS.open(encoding="utf-8", newline="") as file:
-        return {
-            Trial(int(line["steps"]), int(line["batch_size"]), float(line["learning_rate"])): (
-                float(line["validation_loss"]),
-                int(line["tokens"]),
-                float(line["seconds"]),
-            )
-            for line in csv.DictReader(file)
-        }
+    width = len(Trial._fields) + 1
+    with path.open(encoding="utf-8", newline="") as file:
+        _, *lines = csv.reader(file)
+    return {
+        tuple(line[:width]): (
+            Trained(float(line[width]), int(line[width + 1]), float(line[width + 2])) if line[width] else None,
+            Answered(*map(float, line[width + 3 :])),
+        )
+        for line in lines
+    }
 
 
-def write_trials(done: dict[Trial, tuple[float, int, float]]) -> None:
-    """Write trials.csv, the lowest validation loss first."""
-    with whole_file(TRIALS) as file:
+def write_lines(path: Path, lines: Lines) -> None:
+    """Write trials.csv."""
+    with whole_file(path) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*Trial._fields, "validation_loss", "tokens", "seconds"])
-        writer.writerows((*trial, *found) for trial, found in sorted(done.items(), key=lambda item: item[1]))
+        writer.writerow([*Trial._fields, "no_repeat_ngram_size", *Trained._fields, *Answered._fields])
+        for key, (trained, answered) in lines.items():
+            writer.writerow([*key, *(trained or [""] * len(Trained._fields)), *answered])
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ Count = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(ge=0, le=100)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Penalty = Annotated[float, Field(ge=1, le=10)]
+Ngram = Annotated[int, Field(ge=2)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Strings = list[Annotated[str, Field(min_length=1)]]
 
@@ -27,6 +28,7 @@ class Infer(Section):
     top_p: Share
     top_k: Count | None
     repetition_penalty: Penalty
+    no_repeat_ngram_size: Ngram | None
     stop: Strings
     seeds: Seeds
 
@@ -50,6 +52,7 @@ class ProfileInfer(Section):
     top_p: Share | None = None
     top_k: Count | None = None
     repetition_penalty: Penalty | None = None
+    no_repeat_ngram_size: Ngram | None = None
     stop: Strings | None = None
     seeds: Seeds | None = None
 
