@@ -50,6 +50,13 @@ def params_with(changes: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
+def in_precision(profile: str, precision: str) -> dict[str, Any]:
+    """Return the params that a profile (by its dotted key) needs to run in this precision on a CPU."""
+    if precision == "float32":
+        return {}
+    return {f"{profile}.machine.precision": precision, "machine.instruction_set": "native"}
+
+
 def run_in(folder: Path, params: str) -> dict[str, Any]:
     """Run all stages in `folder` and return the figures. Stages that ended with these params do not run again.
 

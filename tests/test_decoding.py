@@ -94,7 +94,10 @@ def test_greedy_answers_are_those_of_generate_row_by_row_with_the_adapter_unmerg
     peft = load_adapter(load_base(base, "float32", CPU), finished / "models/adapter", base)
     engine = answering(finished, infer(max_new_tokens=24, **settings), batch_size=7)
     answers = texts(engine, rows)
-    assert {answer.stop for answer in answers} == {"eos", "length"}
+    if settings:  # they change something
+        assert answers != texts(answering(finished, infer(max_new_tokens=24), batch_size=7), rows)
+    else:
+        assert {answer.stop for answer in answers} == {"eos", "length"}
     for row, answer in zip(rows, answers, strict=True):
         prompt = prompt_ids(tokenizer, row.instruction, row.input)
         ids = generated(peft, tokenizer, prompt, max_new_tokens=24, **settings)

@@ -1,9 +1,9 @@
 """Fine-tune SmolLM2-135M on real databricks-dolly-15k rows and score it on the 500 DollyEval rows.
 
-python -m experiments.dolly.study --rows FILE --test FILE [--work FOLDER]
+python -m experiments.dolly.study --rows FILE --test FILE [--work FOLDER] [--precision bfloat16]
 
 FILE is JSON lines in Dolly's columns; the rows themselves are not in this repository. The study takes hours on 2 CPU
-cores. Stopped at any moment, it resumes when it is run again.
+cores. Stopped at any moment, it resumes when it is run again. bfloat16 is for CPUs with avx512_bf16 or amx_bf16.
 
 writes:  results.json
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from experiments.pipeline import params_with, run_in
+from experiments.pipeline import in_precision, params_with, run_in
 from howto.checksum import sha256_of
 from howto.stop import stops_cleanly
 from howto.whole import write_json
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="the rows to train on")
     parser.add_argument("--test", type=Path, required=True, help="the rows to score")
     parser.add_argument("--work", type=Path, default=Path("models/checkpoints/study_dolly"), help="(%(default)s)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     arguments = parser.parse_args()
     files = {"rows": arguments.rows.resolve(), "test": arguments.test.resolve()}
     changes = {
@@ -37,9 +38,11 @@ def main() -> None:
         f"{PROFILE}.data.test_source": str(files["test"]),
         **{f"{PROFILE}.data.{key}": None for key in ("revision", "file", "sha256")},
         f"{PROFILE}.prepare.test": None,
+        **in_precision(PROFILE, arguments.precision),
     }
     found = run_in(arguments.work, params_with(changes))
-    write_json(RESULTS, {"sha256": {name: sha256_of(path) for name, path in files.items()}, **found})
+    hashes = {name: sha256_of(path) for name, path in files.items()}
+    write_json(RESULTS, {"sha256": hashes, "precision": arguments.precision, **found})
     print(f"study: {found['base']['rougeL']:.4f} -> {found['adapter']['rougeL']:.4f} -> {RESULTS}")
 
 

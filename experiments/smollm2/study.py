@@ -1,11 +1,11 @@
 """Choose the settings of the default profile on its validation rows, and measure what all rows and more epochs give.
 
 python -m experiments.smollm2.study [--precision bfloat16]   train and answer what trials.csv lacks; reads no test row
-python -m experiments.smollm2.study --all-rows N             all rows for N epochs -> all_rows.json
+python -m experiments.smollm2.study --all-rows N [...]       all rows for N epochs -> all_rows.json
 
 Run `make run` first: the trials read its rows and its base model. Stopped, the study resumes with the next trial.
-With bfloat16 the trials train in that precision and with all instructions of the CPU, which is faster where it has
-avx512_bf16 or amx_bf16 (see lscpu). Answers are always in float32.
+With bfloat16 training is in that precision and with all instructions of the CPU, which is faster where it has
+avx512_bf16 or amx_bf16 (see lscpu). The trials answer in float32 all the same.
 
 writes:  trials.csv, all_rows.json
 """
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiments.pipeline import params_with, run_in
+from experiments.pipeline import in_precision, params_with, run_in
 from howto.params.file import read_params
 from howto.params.infer import Infer, ProfileInfer
 from howto.params.machine import Machine, ProfileMachine
@@ -92,7 +92,8 @@ def main() -> None:
         train = "profiles.smollm2.train"
         changes = {f"{train}.steps": None, f"{train}.epochs": arguments.all_rows}
         changes["profiles.smollm2.data.source"] = str(Path("data/howto").resolve())
-        write_json(ALL_ROWS, run_in(WORK, params_with(changes)))
+        found = run_in(WORK, params_with(changes | in_precision("profiles.smollm2", arguments.precision)))
+        write_json(ALL_ROWS, {"epochs": arguments.all_rows, "precision": arguments.precision, **found})
         print(f"study: {ALL_ROWS}")
         return
     lines = read_lines(TRIALS)
