@@ -48,17 +48,9 @@ def convert_gguf(path: Path, folder: Path, precision: str, name: str) -> str:
     architecture, quantisations = _text(reader, "general.architecture"), _quantisations(reader)
     import torch
 
-    try:
-        tokenizer = _load_tokenizer(path, _text(reader, "tokenizer.ggml.pre"), name)
-        model = _load_model(path, getattr(torch, precision))
-    except Stop:
-        raise
-    except (ValueError, NotImplementedError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-        raise Stop(
-            f"{name}: transformers cannot read this GGUF file (architecture {architecture or 'missing'}, "
-            f"{quantisations}): {reason}. Choose another model in params.yaml."
-        ) from None
+    what = f"architecture {architecture or 'missing'}, {quantisations}"
+    tokenizer = _load_tokenizer(path, _text(reader, "tokenizer.ggml.pre"), name, what)
+    model = _load_model(path, getattr(torch, precision), name, what)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return f"{architecture}, {quantisations}, converted to {precision}, {model.num_parameters():,} parameters"
@@ -139,11 +131,30 @@ def _quantisations(reader: GGUFReader) -> str:
     return " + ".join(sorted(set(types), key=lambda one: (-types.count(one), one)))
 
 
-def _load_tokenizer(path: Path, splits: str, name: str) -> PreTrainedTokenizerBase:
+def _read(kind: Any, path: Path, name: str, what: str, **more: Any) -> Any:
+    """Let transformers read a tokenizer or a model (`kind`) out of a GGUF file.
+
+    What it raises for a file that it does not understand is of any type, and is a fault of the file here.
+
+    Raises:
+        Stop: transformers cannot read the file.
+    """
+    try:
+        return kind.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True, **more)
+    except (ValueError, NotImplementedError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+        if "allocate memory" in str(error):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise Stop(
+            f"{name}: transformers cannot read this GGUF file ({what}): {reason}. Choose another model in params.yaml."
+        ) from None
+
+
+def _load_tokenizer(path: Path, splits: str, name: str, what: str) -> PreTrainedTokenizerBase:
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    tokenizer: PreTrainedTokenizerBase = _read(AutoTokenizer, path, name, what)
     if not tokenizer.chat_template:
         raise Stop(f"{name}: the file has no chat template. Choose a chat model in params.yaml.")
     if splits in SINGLE_DIGITS:
@@ -169,12 +180,12 @@ def _is_split_by_transformers(splits: str) -> bool:
     return splits in GGUF_PRE_TOKENIZER_SPLITS
 
 
-def _load_model(path: Path, dtype: Any) -> PreTrainedModel:
+def _load_model(path: Path, dtype: Any, name: str, what: str) -> PreTrainedModel:
     """Return the dequantised model, without the traces of its quantisation."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype, local_files_only=True)
+    read: PreTrainedModel = _read(AutoModelForCausalLM, path, name, what, dtype=dtype)
     config = read.config
     for trace in ("quantization_config", "_name_or_path"):
         if hasattr(config, trace):

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from howto.base import load_base, load_tokenizer
-from howto.gguf_model import KNOWN_SENTENCE, check_english, convert_gguf, sentence_perplexity
+from howto.gguf_model import KNOWN_SENTENCE, _read, check_english, convert_gguf, sentence_perplexity
 from howto.installed_package import package_file
 from howto.stop import Stop
 from tests.conftest import ROOT, made_once
@@ -209,3 +209,13 @@ def test_weights_that_are_not_numbers_are_refused(tiny: Path, tmp_path: Path) ->
     load_tokenizer(tiny / "model").save_pretrained(tmp_path)
     with pytest.raises(Stop, match="The weights are damaged"):
         check_english(tmp_path, "tiny")
+
+
+def test_too_little_memory_is_not_taken_for_a_fault_of_the_file(tmp_path: Path) -> None:
+    class Loader:
+        @staticmethod
+        def from_pretrained(*_: object, **__: object) -> None:
+            torch.empty(2**60)
+
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        _read(Loader, tmp_path / "mine.gguf", "mine.gguf", "llama, F32")
