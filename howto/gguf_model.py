@@ -180,12 +180,24 @@ def _is_split_by_transformers(splits: str) -> bool:
     return splits in GGUF_PRE_TOKENIZER_SPLITS
 
 
+def _dequantised() -> dict[str, Any]:
+    """Return what `from_pretrained` needs to read plain weights.
+
+    Left alone, transformers 5.23 keeps some architectures quantised, with a kernel that it looks for on the hub.
+    """
+    try:
+        from transformers import GgufConfig
+    except ImportError:  # releases without it, such as 5.17, always dequantise
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
 def _load_model(path: Path, dtype: Any, name: str, what: str) -> PreTrainedModel:
     """Return the dequantised model, without the traces of its quantisation."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    read: PreTrainedModel = _read(AutoModelForCausalLM, path, name, what, dtype=dtype)
+    read: PreTrainedModel = _read(AutoModelForCausalLM, path, name, what, dtype=dtype, **_dequantised())
     config = read.config
     for trace in ("quantization_config", "_name_or_path"):
         if hasattr(config, trace):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,17 @@ def test_each_format_becomes_a_plain_folder_with_the_values_of_the_file(
             assert torch.equal(read(ids).logits, model(ids).logits)
 
 
-def test_the_weights_have_the_precision_of_the_profile(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_the_weights_have_the_precision_of_the_profile(
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     write_gguf(tmp_path / "model.gguf", wide_llama(len(tokenizer)), tokenizer, "Q8_0")
     (tmp_path / "out").mkdir()
     convert_gguf(tmp_path / "model.gguf", tmp_path / "out", "bfloat16", "model.gguf")
+    assert not caplog.records  # transformers would keep weights quantised, and warn of it
     assert {weight.dtype for weight in AutoModelForCausalLM.from_pretrained(tmp_path / "out").parameters()} == {
         torch.bfloat16
     }
