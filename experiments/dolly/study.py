@@ -2,8 +2,8 @@
 
 python -m experiments.dolly.study --rows FILE --test FILE [--work FOLDER] [--precision bfloat16]
 
-FILE is JSON lines in Dolly's columns; the rows themselves are not in this repository. The study takes hours on 2 CPU
-cores. Stopped at any moment, it resumes when it is run again. bfloat16 is for CPUs with avx512_bf16 or amx_bf16.
+FILE is JSON lines in Dolly's columns; the rows themselves are not in this repository. The study takes an hour on 2
+CPU cores in bfloat16, for CPUs with avx512_bf16 or amx_bf16. Stopped at any moment, it resumes when it is run again.
 
 writes:  results.json
 """
