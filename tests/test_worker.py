@@ -91,9 +91,11 @@ def commands(folder: Path) -> list[list[str]]:
 def wait_for_the_end(folder: Path, dead: str = "") -> None:
     """Wait until the queue is empty but for one of which DVC does not know that it is dead, and its worker is gone."""
     until = time.monotonic() + 900
-    while {"Queued", "Running"} & {status for name, status in queue(folder).items() if name != dead}:
+    while any("exec-run" in command for command in commands(folder)) or (
+        {"Queued", "Running"} & {status for name, status in queue(folder).items() if name != dead}
+    ):
         assert time.monotonic() < until, f"still at work: {queue(folder)}"
-        time.sleep(2)
+        time.sleep(1)
     run(folder, "dvc", "queue", "stop")  # by itself it would wait for more to do for a while
     _, alive = psutil.wait_procs(ours(folder), timeout=900)
     assert not alive, f"still at work: {queue(folder)}"
