@@ -17,7 +17,7 @@ run: $(VENV)/.installed
 	@. $(BIN)/activate && python -m howto.params.file && python -m howto.heal && dvc repro && echo && python -m stages.evaluate --show 3
 
 test: $(VENV)/.installed-test
-	@. $(BIN)/activate && ruff check . && ruff format --check . && mypy && pytest -n 2 --dist loadfile
+	@. $(BIN)/activate && ruff check . && ruff format --check . && mypy && pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # HEAD's run from nothing, compared byte for byte; with HERE=1 in this environment and not in a fresh one.
 verify: $(VENV)/.installed

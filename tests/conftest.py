@@ -26,7 +26,16 @@ pytest_plugins = ["tests.doctoring", "tests.fetching"]  # its fixtures
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"
 
+# Files that take a minute or more. They begin first, or one process would still be at them when the others are done.
+LONGEST = ("worker", "infer_killed", "group", "killed", "pipeline", "remotes", "remote_faults", "asking", "two_hosts")
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    first = {f"test_{name}": at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.stem, len(first)))
 
 
 @pytest.fixture(scope="session")
