@@ -77,7 +77,7 @@ class Slots:
     def __init__(self, model: PreTrainedModel, capacity: int, length: int) -> None:
         self.capacity, self._length = capacity, length
         self._model = model
-        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # keys and values: [slots, length, heads, size]
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # keys and values: [slots, heads, length, size]
         # Which tokens of a pass are kept, and where; none: not kept. The tokens of a shared prefix go to many slots.
         self._slots = self._places = torch.zeros(0, dtype=torch.int64)
         self._kept: torch.Tensor | None = None  # flat positions in the pass; None: all, in their order
@@ -147,7 +147,7 @@ class Slots:
         window, cap = more.get("sliding_window"), more.get("softcap")
         if cap is not None or (window is not None and self._longest > window):
             raise Stop("attention that is not computed here")
-        keys, values = (kept[: len(query), : self._longest].transpose(1, 2) for kept in self._layers[layer])
+        keys, values = (kept[: len(query), :, : self._longest] for kept in self._layers[layer])
         # The heads that share keys are computed as several queries of one head, so that keys are read once.
         rows, heads, _, size = query.shape
         attended = scaled_dot_product_attention(
@@ -161,11 +161,11 @@ class Slots:
 
     def _keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         if layer not in self._layers:
-            shape = (self.capacity, self._length, key.shape[1], key.shape[3])
+            shape = (self.capacity, key.shape[1], self._length, key.shape[3])
             self._layers[layer] = key.new_zeros(shape), value.new_zeros(shape)
         for kept, new in zip(self._layers[layer], (key, value), strict=True):
             tokens = new.transpose(1, 2).flatten(0, 1)  # [tokens, heads, head size]
-            kept[self._slots, self._places] = tokens if self._kept is None else tokens[self._kept]
+            kept[self._slots, :, self._places] = tokens if self._kept is None else tokens[self._kept]
 
 
 def _attention(
