@@ -49,7 +49,7 @@ ENGINES = {
     "trl_no_checkpointing": "TRL, no checkpointing",
     "trl_grouped": "TRL, no checkpointing, rows grouped by length",
     "trl_packed": "TRL, no checkpointing, packing (rows see each other without FlashAttention)",
-    "trl_liger": "TRL, no checkpointing, padding-free, Liger's kernels (GPU only)",
+    "trl_liger": "TRL, no checkpointing, rows grouped by length, Liger's kernels (GPU only)",
     "transformers": "transformers' Trainer as it comes",
 }
 ON_GPU_ONLY, ON_CPU_ONLY = {"trl_liger"}, {"howto_bfloat16"}
@@ -219,11 +219,21 @@ def adapted_model(arguments: argparse.Namespace, shared: Train, device: torch.de
 
 
 def run_peer(  # noqa: PLR0917
-    name: str, model: PeftModel, rows: list[Example], shared: Train, profile: ProfileTrain, tokenizer_folder: Path
+    name: str,
+    model: PeftModel,
+    rows: list[Example],
+    shared: Train,
+    profile: ProfileTrain,
+    tokenizer_folder: Path,
+    warm_up: int = 0,
 ) -> tuple[list[float], float]:
-    """Losses and seconds of a peer's pass over the rows, in their order where the setting allows one."""
+    """Losses and seconds of a peer's pass over the rows, in their order where the setting allows one.
+
+    The clock starts after `warm_up` steps.
+    """
+    import torch
     from datasets import Dataset
-    from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+    from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
     from trl import SFTConfig, SFTTrainer
 
     device = next(model.parameters()).device
@@ -236,7 +246,7 @@ def run_peer(  # noqa: PLR0917
         for row in rows
     ]
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    sampling = "group_by_length" if name == "trl_grouped" else "sequential"
+    sampling = "group_by_length" if name in {"trl_grouped", "trl_liger"} else "sequential"
     with tempfile.TemporaryDirectory() as folder:
         common: dict[str, Any] = {
             "output_dir": folder,
@@ -270,14 +280,25 @@ def run_peer(  # noqa: PLR0917
             if name == "trl_packed":
                 settings["packing"] = True
             if name == "trl_liger":
-                settings |= {"use_liger_kernel": True, "padding_free": True}
+                settings["use_liger_kernel"] = True
             data = Dataset.from_list([{k: record[k] for k in ("input_ids", "completion_mask")} for record in records])
             trainer = SFTTrainer(
                 model=model, args=SFTConfig(**common, **settings), train_dataset=data, processing_class=tokenizer
             )
-        start = time.perf_counter()
+        started = [time.perf_counter()]
+
+        class Clock(TrainerCallback):  # type: ignore[misc]
+            def on_step_end(self, _: Any, state: Any, control: Any, **more: Any) -> None:
+                if state.global_step == warm_up:
+                    if device.type == "cuda":
+                        torch.cuda.synchronize()
+                    started[0] = time.perf_counter()
+
+        trainer.add_callback(Clock())
         trainer.train()
-        seconds = time.perf_counter() - start
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started[0]
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], seconds
 
 

@@ -22,9 +22,18 @@ from howto.rows import Row
 from howto.slots import OneRow, Slots, use_slots
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from howto.group import Group
 
 PROBE = ("Write instructions.", "How do I tie a knot?")  # a prompt to try a model with
+
+
+def use_unmerged(adapted: PeftModel, dtype: torch.dtype) -> None:
+    """Let an adapter compute beside its base, in the base's precision."""
+    use_lean_layers(adapted, 0.0)
+    for weight in adapted.parameters():
+        weight.data = weight.data.to(dtype)
 
 
 class Answering:
@@ -53,7 +62,7 @@ class Answering:
             if model.dtype == torch.float32:  # merged, bfloat16 weights would be rounded, and answer otherwise
                 model = adapted.merge_and_unload()
             else:
-                use_lean_layers(adapted, 0.0)
+                use_unmerged(adapted, model.dtype)
         self._model, self._decoding, self._batch_size = model.requires_grad_(False), decoding, batch_size
         self._longest = self.reads - decoding.max_new_tokens
         if decoding.max_prompt_tokens is not None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+TILE = 128  # tokens; what kernels of matrix products on a GPU compute at once
+
+
 @dataclass(frozen=True)
 class Example:
     """A row as token ids: the prompt, and the response with its end-of-sequence token."""
@@ -104,8 +107,12 @@ def micro_batches(
     by_length = sorted(examples, key=len)
     for start in range(0, len(by_length), size):
         rows = by_length[start : start + size]
-        # The kernel for packed rows on a GPU knows no shared prefix.
-        yield pack(rows, device, share_prefix=device.type == "cpu") if packing else collate(rows, pad, device)
+        if not packing:
+            yield collate(rows, pad, device)
+        elif device.type == "cpu":
+            yield pack(rows, device, share_prefix=True)
+        else:  # the kernel for packed rows on a GPU knows no shared prefix, and those of products want whole tiles
+            yield pack(rows, device, multiple=TILE)
 
 
 def collate(examples: list[Example], pad: int, device: torch.device) -> Batch:
@@ -120,8 +127,10 @@ def collate(examples: list[Example], pad: int, device: torch.device) -> Batch:
     )
 
 
-def pack(examples: list[Example], device: torch.device, *, share_prefix: bool = False) -> Batch:
-    """Return the rows one after the other, without padding.
+def pack(examples: list[Example], device: torch.device, *, share_prefix: bool = False, multiple: int = 1) -> Batch:
+    """Return the rows one after the other; at the end there is padding to a multiple of so many tokens.
+
+    Padding is a row of its own, which no other row sees, and which has no labels.
 
     With `share_prefix` the tokens that all prompts begin with (the chat template's start and the fixed instruction)
     are there once. In a causal model their hidden states do not depend on what follows, so each row gets the same loss.
@@ -129,14 +138,19 @@ def pack(examples: list[Example], device: torch.device, *, share_prefix: bool = 
     prefix = _common_prefix(examples) if share_prefix else 0
     ends = list(accumulate((len(example) - prefix for example in examples), initial=prefix))
     own = [token for example in examples for token in (*example.prompt[prefix:], *example.completion)]
+    positions = [place for example in examples for place in range(prefix, len(example))]
+    if padding := -ends[-1] % multiple:
+        ends.append(ends[-1] + padding)
+        own += [0] * padding
+        positions += range(padding)
     return Batch(
         _on(device, [[*examples[0].prompt[:prefix], *own]]),
         _on(device, _places(examples, [start - prefix for start in ends])),
         _on(device, [token for example in examples for token in example.completion]),
         sum(map(len, examples)),
-        _on(device, [[*range(prefix), *(place for example in examples for place in range(prefix, len(example)))]]),
+        _on(device, [[*range(prefix), *positions]]),
         _on(device, ends, torch.int32),
-        max(map(len, examples)),
+        max(*map(len, examples), padding),
     )
 
 

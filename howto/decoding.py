@@ -78,7 +78,7 @@ class Decoder:
         self._flight, self._tokenizer, self._params = flight, tokenizer, params
         self._vocabulary = int(model.config.vocab_size)
         self._settles = model.dtype in (torch.float32, torch.float64)
-        self._sampler = Sampler(params)
+        self._sampler = Sampler(params, finds_close=self._settles)
         self._rows: list[_Row] = []
         size, device = flight.capacity, model.device
         self._device = device.type
@@ -108,7 +108,8 @@ class Decoder:
                     logits = self._enter(waiting, free)
                 else:
                     first, count = 0, len(self._rows)
-                    logits = self._flight.step(self._tokens[:count], self._places[:count])
+                    longest = max(len(row.request.prompt) + len(row.tokens) for row in self._rows)
+                    logits = self._flight.step(self._tokens[:count], self._places[:count], longest)
                 yield from self._take(logits, first, watch)
         finally:
             self._rows = []
@@ -152,7 +153,8 @@ class Decoder:
         if self._settles:
             for number in choice.close.nonzero().flatten().tolist():
                 tokens[number] = self._settle(rows[number], first + number)
-        self._tokens[here] = torch.tensor(tokens, device=logits.device)
+                choice.tokens[number] = tokens[number]
+        self._tokens[here] = choice.tokens
         self._places[here] += 1
         if seen is not None:
             seen.scatter_(1, self._tokens[here, None], True)

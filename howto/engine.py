@@ -8,6 +8,7 @@ is built otherwise than those that this was written for is not trained on a wron
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -23,14 +24,28 @@ from howto.stop import Stop
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from howto.compiled import HashedDropout
+    from howto.step_graphs import TrainingGraphs
+
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative, of a summed loss
 
 
 class Engine:
     """A model with a fresh adapter, ready to be trained."""
 
-    def __init__(self, model: PeftModel, examples: list[Example], shared: Train, profile: ProfileTrain, pad: int):
+    def __init__(
+        self,
+        model: PeftModel,
+        examples: list[Example],
+        shared: Train,
+        profile: ProfileTrain,
+        pad: int,
+        *,
+        compiled: bool | None = None,
+    ) -> None:
         """`examples` are the training rows; `pad` is the id of the token that fills up rows that are not packed.
+
+        `compiled` says whether the decoder layers are compiled; by default they are on a GPU.
 
         Raises:
             Stop: this model's rows cannot be packed.
@@ -40,16 +55,30 @@ class Engine:
         self._pad, self._packing = pad, shared.packing
         self._size = profile.micro_batch_size
         self._fused = False
+        self._graphs: TrainingGraphs | None = None
+        if self.device.type == "cuda":  # passes are captured on the stream that they ran on, which may not be the default
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            torch.cuda.set_stream(stream)
         model.eval()
         probe = sorted(examples, key=len)[:2]
         wanted = self._reference(probe)
         if shared.packing:
             self._pack(probe, wanted)
-        self._dropout = use_lean_layers(model, shared.lora.dropout)
+        wanted_so = self.device.type == "cuda" if compiled is None else compiled
+        dropout = self._compiled(probe, shared.lora.dropout) if wanted_so else None
+        self._is_compiled = dropout is not None
+        self._dropout = dropout or use_lean_layers(model, shared.lora.dropout)
         self._fused = has_plain_head(self.base)
         self._fused = self._fused and self._is_right(probe, wanted)
         self.checkpointing = profile.gradient_checkpointing
         self.keep_activations(not self.checkpointing)
+        fits = self._is_compiled and self._fused and shared.packing and not (self.checkpointing or profile.fsdp)
+        if self.device.type == "cuda" and fits:
+            from howto.step_graphs import TrainingGraphs
+
+            weights = [weight for weight in model.parameters() if weight.requires_grad]
+            self._graphs = TrainingGraphs(self.base.get_decoder(), weights, self._size, shared.max_length)
 
     def batches(self, rows: list[Example]) -> Iterator[Batch]:
         """The rows in batches for one forward pass each."""
@@ -66,7 +95,9 @@ class Engine:
         if seed is not None:
             torch.manual_seed(seed)
             self._dropout.seed = seed
-        return response_loss(self.base, batch, fused=self._fused)
+        graphs = self._graphs if training and torch.is_grad_enabled() else None
+        hidden = graphs.hidden(batch) if graphs and graphs.is_ready else None
+        return response_loss(self.base, batch, fused=self._fused, hidden=hidden)
 
     def keep_activations(self, yes: bool) -> None:
         """Whether the layers' activations are kept for the way back; else they are computed again."""
@@ -87,6 +118,24 @@ class Engine:
         with torch.no_grad():
             found = math.fsum(self.loss(batch).item() for batch in self.batches(probe))
         return abs(found - wanted) <= TOLERANCE[self.base.dtype] * max(1.0, abs(wanted))
+
+    def _compiled(self, probe: list[Example], rate: float) -> HashedDropout | None:
+        """Compile the layers, and try them on two rows, forward and backward; None if that does not work here."""
+        from howto.compiled import compile_layers, uncompile_layers
+
+        (batch,) = self.batches(probe[:1])
+        try:
+            dropout = self._dropout = compile_layers(self.model, rate, batch.model_inputs())
+            torch.autograd.backward(self.loss(batch, seed=0))
+            self.model.zero_grad()
+        except (RuntimeError, OSError) as error:  # no C compiler, or a model that cannot be traced
+            first = str(error).strip().splitlines()[0]
+            print(f"train: the layers are not compiled, and so are slower ({first})", file=sys.stderr)
+            uncompile_layers(self.model)
+            return None
+        finally:
+            self.model.eval()
+        return dropout
 
     def _pack(self, probe: list[Example], wanted: float) -> None:
         try:

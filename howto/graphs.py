@@ -23,6 +23,7 @@ class Graphs:
         self._forward, self._capacity, self._length = forward, capacity, length
         self._captured: dict[tuple[int, int], _Captured] = {}
         self._works = True
+        self._pool = torch.cuda.graph_pool_handle()
 
     def step(self, tokens: torch.Tensor, places: torch.Tensor, longest: int) -> torch.Tensor:
         """The logits [rows, vocabulary] of a step; they are good until the next one."""
@@ -32,9 +33,11 @@ class Graphs:
         if not self._works:
             return self._forward(tokens, places, longest)
         if (rows, reach) not in self._captured:
+            stream = torch.cuda.current_stream()
             try:
-                self._captured[rows, reach] = _Captured(self._forward, padded[0], padded[1], reach)
+                self._captured[rows, reach] = _Captured(self._forward, padded[0], padded[1], reach, self._pool)
             except RuntimeError as error:  # a model that does what cannot be captured, such as to look at a number
+                torch.cuda.set_stream(stream)
                 first = str(error).splitlines()[0]
                 print(f"note: this model is not captured as a CUDA graph, and so is slower ({first})", file=sys.stderr)
                 self._works = False
@@ -50,7 +53,9 @@ def rounded(rows: int, longest: int, capacity: int, length: int) -> tuple[int, i
 class _Captured:
     """One graph."""
 
-    def __init__(self, forward: Pass, tokens: torch.Tensor, places: torch.Tensor, longest: int) -> None:
+    def __init__(
+        self, forward: Pass, tokens: torch.Tensor, places: torch.Tensor, longest: int, pool: tuple[int, int]
+    ) -> None:
         # The passes before the capture keep keys and values too: those of this very step, and so do no harm.
         self._tokens, self._places = tokens.clone(), places.clone()
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -60,7 +65,7 @@ class _Captured:
                 forward(self._tokens, self._places, longest)
         torch.cuda.current_stream().wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, pool=pool):
             self._logits = forward(self._tokens, self._places, longest)
 
     def __call__(self, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -65,12 +65,13 @@ def use_lean_layers(model: nn.Module, rate: float) -> Dropout:
     """
     dropout = Dropout(rate)
     for number, module in enumerate(model.modules()):
-        if isinstance(module, LoraLinear) and _is_plain(module):
+        if isinstance(module, LoraLinear) and is_plain(module):
             module.forward = MethodType(_forward(dropout, number), module)
     return dropout
 
 
-def _is_plain(module: LoraLinear) -> bool:
+def is_plain(module: LoraLinear) -> bool:
+    """Return whether an adapter is one of LoRA's own kind on a linear layer without bias."""
     return (
         list(module.lora_A) == ["default"]
         and not module.lora_variant

@@ -20,20 +20,24 @@ if TYPE_CHECKING:
 CHUNK = 2**24  # logits in a chunk: 64 MiB in float32
 
 
-def response_loss(model: PreTrainedModel, batch: Batch, *, fused: bool = True) -> torch.Tensor:
+def response_loss(
+    model: PreTrainedModel, batch: Batch, *, fused: bool = True, hidden: torch.Tensor | None = None
+) -> torch.Tensor:
     """Sum (not mean) of the negative log-likelihood, in nats, of the batch's response tokens; a float32 scalar.
 
     The caller divides by the response tokens of the whole optimizer step, so that every token weighs
     the same however the step is cut into batches. `model` is the base, with LoRA layers or without.
 
     `fused` is for models whose logits are a plain linear layer of the last hidden state, as they are in
-    Llama; without it the model's own forward computes them, with whatever it does beside.
+    Llama; without it the model's own forward computes them, with whatever it does beside. `hidden` are the last
+    hidden states [rows, length, hidden size], if they are computed by now.
     """
     inputs = batch.model_inputs()
     if not fused:
         logits = model(**inputs, use_cache=False).logits  # [rows, length, vocabulary]
         return cross_entropy(logits.flatten(0, 1)[batch.places].float(), batch.labels, reduction="sum")
-    hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state  # [rows, length, hidden]
+    if hidden is None:
+        hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state  # [rows, length, hidden size]
     head = model.get_output_embeddings()
     return _LinearCrossEntropy.apply(hidden.flatten(0, 1)[batch.places], head.weight, batch.labels)  # type: ignore[no-any-return, no-untyped-call]
 

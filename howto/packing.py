@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "packed_rows"
+
+
+# FlashAttention takes fewer heads of keys than of queries; torch from 2.12 on wants to be told so.
+GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+
+
+def is_flash(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether packed rows are attended to by FlashAttention."""
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
 
 def attend_row_by_row(model: PreTrainedModel) -> None:
@@ -68,7 +78,7 @@ def packed_attention(
             f"params.yaml: train.packing: this model's attention {what}, and in packed rows (the longest has "
             f"{longest_row} tokens) it does not; set it to false"
         )
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if is_flash(query.device, query.dtype):
         return _flash(query, key, value, row_ends, longest_row, scaling), None
     grouped = key.shape[1] != query.shape[1]
     ends = row_ends.tolist()
@@ -95,16 +105,8 @@ def _flash(  # noqa: PLR0917
     longest: int,
     scaling: float | None,
 ) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    settings: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}  # causal
-    if key.shape[1] != query.shape[1]:
-        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
-            settings["enable_gqa"] = True
-        else:  # torch before 2.12
-            groups = query.shape[1] // key.shape[1]
-            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [length, heads, head size]
-    attended = varlen_attn(q, k, v, ends, ends, longest, longest, **settings)
+    causal = (-1, 0)
+    attended = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=causal, **GROUPED)
     assert isinstance(attended, torch.Tensor)
     return attended[None]

@@ -31,7 +31,9 @@ class Choice:
 class Sampler:
     """Greedy decoding, or sampling by temperature, top-k (Fan et al. 2018) and top-p (Holtzman et al. 2020)."""
 
-    def __init__(self, params: Infer) -> None:
+    def __init__(self, params: Infer, *, finds_close: bool = True) -> None:
+        """Without `finds_close`, no choice is marked as close where decoding is greedy."""
+        self._finds_close = finds_close
         self._penalty = params.repetition_penalty
         self.penalises = self._penalty != 1
         self.samples = params.temperature > 0
@@ -52,6 +54,9 @@ class Sampler:
             seen: [rows, vocabulary], which tokens stand in the row by now; only with a repetition penalty
                 (Keskar et al. 2019, arXiv:1909.05858).
         """
+        if not (self.samples or self.penalises or self._finds_close):
+            tokens = logits.argmax(dim=-1)
+            return Choice(tokens, torch.zeros_like(tokens, dtype=torch.bool))
         scores = logits.float()
         if self.penalises and seen is not None:
             penalised = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)

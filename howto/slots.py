@@ -6,7 +6,8 @@ batching, Yu et al. 2022, "Orca"). New rows come in packed, without padding, eac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,8 +35,11 @@ class Flight(Protocol):
     def enter(self, rows: Sequence[list[int]], first: int) -> torch.Tensor:
         """Let rows take the slots from `first` on; the logits [rows, vocabulary] of what comes next."""
 
-    def step(self, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """Put a token [slots in use] behind each row, at its place [slots in use]; the logits of what comes next."""
+    def step(self, tokens: torch.Tensor, places: torch.Tensor, longest: int) -> torch.Tensor:
+        """Put a token [slots in use] behind each row, at its place [slots in use]; the logits of what comes next.
+
+        `longest` is the largest place and 1.
+        """
 
     def move(self, source: int, target: int) -> None:
         """Let the row of one slot take another one."""
@@ -51,7 +55,7 @@ def use_slots(model: PreTrainedModel, probe: list[int]) -> bool:
     """
     one, slots = OneRow(model), Slots(model, 2, len(probe) + 1)
     more, place = (torch.tensor([number], device=model.device) for number in (probe[0], len(probe)))
-    wanted = [one.enter([probe], 0), one.step(more, place)]
+    wanted = [one.enter([probe], 0), one.step(more, place, len(probe) + 1)]
     before = model.config._attn_implementation
     AttentionInterface.register(NAME, _attention)
     try:
@@ -59,7 +63,7 @@ def use_slots(model: PreTrainedModel, probe: list[int]) -> bool:
         # Two rows, so that one which saw the other would not go unnoticed.
         entered = slots.enter([probe[: max(1, len(probe) // 2)], probe], 0)[1:]
         slots.move(1, 0)
-        if _agree(entered, wanted[0]) and _agree(slots.step(more, place), wanted[1]):
+        if _agree(entered, wanted[0]) and _agree(slots.step(more, place, len(probe) + 1), wanted[1]):
             return True
     except (Stop, ValueError, TypeError):
         pass
@@ -77,7 +81,7 @@ class Slots:
     def __init__(self, model: PreTrainedModel, capacity: int, length: int) -> None:
         self.capacity, self._length = capacity, length
         self._model = model
-        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # keys and values: [slots, heads, length, size]
+        self._cache: torch.Tensor | None = None  # [layers, keys and values, slots, heads, length, head size]
         # Which tokens of a pass are kept, and where; none: not kept. The tokens of a shared prefix go to many slots.
         self._slots = self._places = torch.zeros(0, dtype=torch.int64)
         self._kept: torch.Tensor | None = None  # flat positions in the pass; None: all, in their order
@@ -112,9 +116,8 @@ class Slots:
         output = self._model(**batch.model_inputs(), slots=self, use_cache=False, logits_to_keep=places)
         return output.logits[0]  # type: ignore[no-any-return]
 
-    def step(self, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    def step(self, tokens: torch.Tensor, places: torch.Tensor, longest: int) -> torch.Tensor:
         """As `Flight` says."""
-        longest = int(places.max()) + 1
         if self._graphs:
             return self._graphs.step(tokens, places, longest)
         return self.pass_through(tokens, places, longest)
@@ -131,9 +134,8 @@ class Slots:
 
     def move(self, source: int, target: int) -> None:
         """As `Flight` says."""
-        for keys, values in self._layers.values():
-            keys[target] = keys[source]
-            values[target] = values[source]
+        if self._cache is not None:
+            self._cache[:, :, target] = self._cache[:, :, source]
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, more: Any) -> Any:
         """Keep the keys and values of a pass, and attend; arguments and result as in `packed_attention`.
@@ -147,7 +149,8 @@ class Slots:
         window, cap = more.get("sliding_window"), more.get("softcap")
         if cap is not None or (window is not None and self._longest > window):
             raise Stop("attention that is not computed here")
-        keys, values = (kept[: len(query), :, : self._longest] for kept in self._layers[layer])
+        assert self._cache is not None
+        keys, values = self._cache[layer, :, : len(query), :, : self._longest]
         # The heads that share keys are computed as several queries of one head, so that keys are read once.
         rows, heads, _, size = query.shape
         attended = scaled_dot_product_attention(
@@ -160,12 +163,24 @@ class Slots:
         return attended.reshape(rows, 1, heads, size)
 
     def _keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        if layer not in self._layers:
-            shape = (self.capacity, key.shape[1], self._length, key.shape[3])
-            self._layers[layer] = key.new_zeros(shape), value.new_zeros(shape)
-        for kept, new in zip(self._layers[layer], (key, value), strict=True):
-            tokens = new.transpose(1, 2).flatten(0, 1)  # [tokens, heads, head size]
-            kept[self._slots, :, self._places] = tokens if self._kept is None else tokens[self._kept]
+        if self._cache is None:
+            layers = int(self._model.config.num_hidden_layers)
+            self._cache = key.new_zeros(layers, 2, self.capacity, key.shape[1], self._length, key.shape[3])
+        with _in_any_order():
+            for kept, new in zip(self._cache[layer], (key, value), strict=True):
+                tokens = new.transpose(1, 2).flatten(0, 1)  # [tokens, heads, head size]
+                kept[self._slots, :, self._places] = tokens if self._kept is None else tokens[self._kept]
+
+
+@contextmanager
+def _in_any_order() -> Iterator[None]:
+    """Let writes to places that differ take the fast kernel: a deterministic one would sort them first."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def _attention(
@@ -198,7 +213,7 @@ class OneRow:
         self._cache = DynamicCache(config=self._model.config)
         return self._forward(torch.tensor([row], device=self._model.device))
 
-    def step(self, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    def step(self, tokens: torch.Tensor, places: torch.Tensor, longest: int) -> torch.Tensor:
         """As `Flight` says."""
         assert len(tokens) == len(places) == 1
         return self._forward(tokens[None])

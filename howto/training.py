@@ -75,6 +75,9 @@ class Trainer:
         self._train_set, self._validation_set = train_set, validation_set
         self._shared, self._profile = shared, profile
         self._weights = trained_weights(engine.model)
+        for weight in self._weights.values():  # for good: a captured step adds to them in their places
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        self._gradients = [weight.grad for weight in self._weights.values() if weight.grad is not None]
         self._optimizer = make_optimizer(engine.model, shared, profile)
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
         self._kept: dict[str, torch.Tensor] = {}
@@ -104,7 +107,7 @@ class Trainer:
         looked = started = time.monotonic()
         tokens_before = self.curve.tokens
         # A step's loss is read when the next step has been handed to the device, which so never waits for it.
-        under_way: tuple[torch.Tensor, list[Example]] | None = None
+        under_way: tuple[Callable[[], float], list[Example]] | None = None
         with tqdm(
             total=self.steps,
             initial=self._done,
@@ -156,27 +159,25 @@ class Trainer:
             self._epoch, self._order = epoch, list(order)
         return self._order[place]
 
-    def _step(self, step: int) -> tuple[torch.Tensor, list[Example]]:
-        """Take an optimizer step; the mean loss of its response tokens, on the device, and its rows."""
+    def _step(self, step: int) -> tuple[Callable[[], float], list[Example]]:
+        """Take an optimizer step; what gives the mean loss of its response tokens, and its rows."""
         rows = self._rows(step)
         factor = self._factor(step)
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
         tokens = sum(len(row.completion) for row in rows)
         total = torch.zeros((), device=self._engine.device)
-        for weight in self._weights.values():
-            weight.grad = torch.zeros_like(weight)  # also where a last, short step has no row for this process
+        torch._foreach_zero_(self._gradients)
         for number, (batch, counts) in enumerate(self._batches(rows)):
             seed = _seed(self._shared.seed, step, number * self._group.size + self._group.rank)
             loss = self._engine.loss(batch, seed=seed) / tokens
             torch.autograd.backward(loss if counts else loss * 0)
             if counts:
                 total += loss.detach()
-        self._group.add_up([total, *(weight.grad for weight in self._weights.values() if weight.grad is not None)])
+        self._group.add_up([total, *self._gradients])
         torch.nn.utils.clip_grad_norm_(self._weights.values(), self._shared.max_grad_norm)
         self._optimizer.step()
-        self._optimizer.zero_grad()
-        return total, rows
+        return _on_its_way(total), rows
 
     def _batches(self, rows: list[Example]) -> Iterator[tuple[Batch, bool]]:
         """Yield this process's batches of the rows, and whether they count.
@@ -193,9 +194,9 @@ class Trainer:
             for _ in range(math.ceil(most / size) - math.ceil(len(own) / size)):
                 yield next(self._engine.batches(rows[:1])), False
 
-    def _note(self, loss: torch.Tensor, rows: list[Example]) -> None:
+    def _note(self, loss: Callable[[], float], rows: list[Example]) -> None:
         """Put the loss of the next step of the curve down."""
-        step, value = self._done, loss.item()
+        step, value = self._done, loss()
         if not math.isfinite(value):
             raise self._group.stop(
                 f"train: the loss is {value} in step {step + 1} (rows {', '.join(row.id for row in rows)}); "
@@ -271,6 +272,21 @@ class Trainer:
                     self._optimizer.state[weight][key] = value.to(
                         weight.device if key != "step" or self._optimizer.defaults["fused"] else "cpu"
                     )
+
+
+def _on_its_way(value: torch.Tensor) -> Callable[[], float]:
+    """Begin to copy a number from a GPU, and return what waits for it, and not for what the GPU is given after it."""
+    if not value.is_cuda:
+        return value.item
+    copy = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+    there = torch.cuda.Event()
+    there.record()
+
+    def wait() -> float:
+        there.synchronize()
+        return copy.item()
+
+    return wait
 
 
 def _seed(seed: int, step: int, batch: int) -> int:

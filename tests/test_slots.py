@@ -47,7 +47,7 @@ def test_rows_that_come_go_and_move_have_their_own_logits(heads: int) -> None:
         for row in texts:
             row.append(chance.randrange(VOCABULARY))
         places = torch.tensor([len(row) - 1 for row in texts])
-        found = slots.step(torch.tensor([row[-1] for row in texts]), places)
+        found = slots.step(torch.tensor([row[-1] for row in texts]), places, int(places.max()) + 1)
 
 
 @pytest.mark.parametrize("kind", [Slots, OneRow])
@@ -77,10 +77,10 @@ def test_a_step_that_is_rounded_up_has_the_logits_of_one_that_is_not() -> None:
     assert (count, reach) == (8, 40)
     wide = [torch.nn.functional.pad(values, (0, count - 5)) for values in (tokens, places)]
     found = padded.pass_through(wide[0], wide[1], reach)[:5]
-    torch.testing.assert_close(found, plain.step(tokens, places), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, plain.step(tokens, places, int(places.max()) + 1), rtol=1e-12, atol=1e-12)
     padded.enter([[9, 8, 7]], 5)  # in a slot that the padding has written to
     torch.testing.assert_close(
-        padded.step(torch.tensor([1] * 6), torch.tensor([*(places + 1).tolist(), 3]))[5],
+        padded.step(torch.tensor([1] * 6), torch.tensor([*(places + 1).tolist(), 3]), int(places.max()) + 2)[5],
         alone(llama(VOCABULARY, key_value_heads=2).double(), [9, 8, 7, 1]),
         rtol=1e-9,
         atol=1e-9,
@@ -104,7 +104,7 @@ def test_captured_steps_have_the_logits_of_those_that_are_not() -> None:
         for step in range(4):
             tokens = torch.arange(3 + step, 8 + step).cuda()
             places = torch.tensor([len(row) + step for row in texts]).cuda()
-            found = slots.step(tokens, places).clone()
+            found = slots.step(tokens, places, int(places.max()) + 1).clone()
             wanted = slots.pass_through(tokens, places, int(places.max()) + 1)
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert slots._graphs is not None and slots._graphs._works

@@ -1,0 +1,114 @@
+"""Compiled layers compute what the others do, and their dropout is as random as it must be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from howto.adapter import add_adapter
+from howto.batches import Example
+from howto.compiled import HashedDropout, kept
+from howto.engine import Engine
+from howto.params.file import read_params
+from howto.params.train import ProfileTrain, Train
+from tests.models import llama
+
+CPU = torch.device("cpu")
+PARAMS = Path(__file__).parent.parent / "params.yaml"
+PROFILE = ProfileTrain(
+    steps=1,
+    learning_rate=1e-3,
+    batch_size=3,
+    micro_batch_size=3,
+    gradient_checkpointing=False,
+    processes=1,
+    fsdp=False,
+)
+
+
+def engine(*, compiled: bool, rate: float) -> Engine:
+    shared = read_params(PARAMS).section(Train)
+    shared = shared.model_copy(update={"lora": shared.lora.model_copy(update={"dropout": rate})})
+    model = add_adapter(llama(50, key_value_heads=2), shared.lora, Path("base"))
+    for number, (name, weight) in enumerate(model.named_parameters()):
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2, generator=torch.Generator().manual_seed(number))
+    return Engine(model, rows(6), shared, PROFILE, 0, compiled=compiled)
+
+
+def rows(count: int) -> list[Example]:
+    return [
+        Example(str(n), [(7 * n + p) % 50 for p in range(3 + n)], [(3 * n + p) % 50 for p in range(2 + 2 * n)])
+        for n in range(count)
+    ]
+
+
+def gradients(engine: Engine, seed: int) -> dict[str, torch.Tensor]:
+    engine.model.zero_grad()
+    for batch in engine.batches(rows(6)):  # of two lengths
+        torch.autograd.backward(engine.loss(batch, seed=seed))
+    return {name: w.grad.clone() for name, w in engine.model.named_parameters() if w.grad is not None}
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Engine:
+    return engine(compiled=True, rate=0.5)
+
+
+def test_without_dropout_gradients_are_those_of_other_layers() -> None:
+    found = gradients(engine(compiled=True, rate=0.0), 0)
+    wanted = gradients(engine(compiled=False, rate=0.0), 0)
+    assert len(found) == len(wanted) == 28
+    for name, gradient in wanted.items():
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm()
+
+
+def test_with_dropout_the_gradients_are_those_of_the_same_masks_and_the_same_bytes_twice(compiled: Engine) -> None:
+    once, twice, other = (gradients(compiled, seed) for seed in (1, 1, 2))
+    for name, gradient in once.items():
+        assert torch.equal(gradient, twice[name])
+        assert not torch.equal(gradient, other[name])
+    torch.compiler.set_stance("force_eager")
+    try:
+        eager = gradients(compiled, 1)
+    finally:
+        torch.compiler.set_stance("default")
+    for name, gradient in once.items():
+        assert (gradient - eager[name]).norm() <= 1e-5 * gradient.norm()
+
+
+def test_query_key_and_value_share_a_mask_and_other_inputs_have_their_own(compiled: Engine) -> None:
+    keys = [
+        {name: id(module.dropout_key) for name, module in layer.named_modules() if hasattr(module, "dropout_key")}
+        for layer in compiled.base.get_decoder().layers
+    ]
+    for layer in keys:
+        of = {name.split(".")[-1]: key for name, key in layer.items()}
+        assert of["q_proj"] == of["k_proj"] == of["v_proj"]
+        assert of["gate_proj"] == of["up_proj"]
+        assert len(set(of.values())) == 4
+    assert len({key for layer in keys for key in layer.values()}) == 4 * len(keys)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+def test_masks_have_their_rate_and_are_independent_of_each_other(rate: float) -> None:
+    dropout = HashedDropout(rate, 8, CPU)
+    x, masks = torch.zeros(512, 400), []
+    for seed in (0, 1, 2**55):
+        dropout.seed = seed
+        masks += [kept(x, key, rate).numpy().astype(np.float64) for key in dropout.keys]
+    count, spread = x.numel(), (rate * (1 - rate)) ** 0.5
+    for mask in masks:
+        assert abs(1 - mask.mean() - rate) < 5 * spread / count**0.5
+        for step in (1, 2, 8, 400):  # neighbours in a row, and in a column
+            flat = mask.flatten() - (1 - rate)
+            assert abs((flat[step:] * flat[:-step]).mean()) < 5 * spread**2 / count**0.5
+        assert abs(mask.mean(0) - (1 - rate)).max() < 6 * spread / 512**0.5
+        assert abs(mask.mean(1) - (1 - rate)).max() < 6 * spread / 400**0.5
+    for one in range(len(masks)):
+        for other in range(one):
+            product = ((masks[one] - (1 - rate)) * (masks[other] - (1 - rate))).mean()
+            assert abs(product) < 5 * spread**2 / count**0.5
