@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.prepare import cpu_name
 from benchmarks.train import rows_of, run_peer
@@ -55,7 +55,7 @@ class Check:
         self.arguments, self.tiny = arguments, arguments.tiny
         params = read_params(ROOT / "params.yaml")
         self.shared, self.decoding = params.section(Train), params.section(Infer)
-        precision = "bfloat16" if arguments.device == "cuda" else "float32"
+        precision: Literal["bfloat16", "float32"] = "bfloat16" if arguments.device == "cuda" else "float32"
         machine = params.section(Machine)
         self.device = set_up_torch(machine, ProfileMachine(device=arguments.device, precision=precision))
 
@@ -140,11 +140,11 @@ class Check:
 
         for _ in range(3):
             work()
-        times = []
+        times: list[float] = []
         for _ in range(2 if self.tiny else repeats):
             self.synchronize()
             if self.device.type == "cuda":
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
                 start.record()
                 work()
                 end.record()
@@ -221,16 +221,17 @@ def packed_attention(check: Check) -> Figures:
         upstream = torch.randn(1, sum(lengths), 32, 64, device=check.device, dtype=check.dtype)
 
         def both(inputs: Any = parts, upstream: Any = upstream) -> list[torch.Tensor]:
+            q, k, v = inputs
             output, _ = packed_attention(
-                torch.nn.Identity(), *inputs, None, row_ends=ends, longest_row=max(lengths), scaling=0.125
+                torch.nn.Identity(), q, k, v, None, row_ends=ends, longest_row=max(lengths), scaling=0.125
             )
             return [output, *torch.autograd.grad(output, inputs, upstream)]
 
-        exact = [part.detach().float().requires_grad_() for part in parts]
+        exact: list[Any] = [part.detach().float().requires_grad_() for part in parts]
         pieces = []
         for q, k, v in zip(*(part.split(lengths, dim=2) for part in exact), strict=True):
-            repeated = [part.repeat_interleave(32 // heads, dim=1) for part in (k, v)]
-            pieces.append(scaled_dot_product_attention(q, *repeated, is_causal=True, scale=0.125))
+            k, v = (part.repeat_interleave(32 // heads, dim=1) for part in (k, v))  # noqa: PLW2901
+            pieces.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.125))
         output = torch.cat(pieces, dim=2).transpose(1, 2)
         wanted = [output, *torch.autograd.grad(output, exact, upstream.float())]
         once, twice = both(), both()
@@ -247,6 +248,14 @@ def packed_attention(check: Check) -> Figures:
     return found
 
 
+def varlen_attention() -> tuple[Any, dict[str, bool]]:
+    """Attention of torch for rows of various lengths, and how it is told of fewer heads of keys (torch 2.12 on)."""
+    from torch.nn.attention import varlen
+
+    attention: Any = varlen.varlen_attn
+    return attention, {"enable_gqa": True} if "enable_gqa" in attention.__kwdefaults__ else {}
+
+
 def grouped_varlen(  # noqa: PLR0917
     check: Check,
     parts: list[torch.Tensor],
@@ -257,13 +266,12 @@ def grouped_varlen(  # noqa: PLR0917
 ) -> Figures:
     """FlashAttention on fewer heads of keys than of queries, which torch before 2.12 has no argument for."""
     import torch
-    from torch.nn.attention.varlen import varlen_attn
 
-    more = {"enable_gqa": True} if "enable_gqa" in (varlen_attn.__kwdefaults__ or {}) else {}
+    varlen, more = varlen_attention()
 
     def both() -> list[torch.Tensor]:
         q, k, v = (part[0].transpose(0, 1) for part in parts)
-        output: Any = varlen_attn(q, k, v, ends, ends, longest, longest, scale=0.125, window_size=(-1, 0), **more)
+        output = varlen(q, k, v, ends, ends, longest, longest, scale=0.125, window_size=(-1, 0), **more)
         return [output[None], *torch.autograd.grad(output[None], parts, upstream)]
 
     try:
@@ -278,7 +286,6 @@ def grouped_varlen(  # noqa: PLR0917
 def decode_attention(check: Check) -> Figures:
     """C. Attention of a decode step in several ways, and the write into the cache."""
     import torch
-    from torch.nn.attention.varlen import varlen_attn
     from torch.nn.functional import scaled_dot_product_attention
 
     rows, reach, heads, groups, size = (8, 32, 2, 2, 16) if check.tiny else (256, 512, 4, 8, 64)
@@ -296,7 +303,7 @@ def decode_attention(check: Check) -> Figures:
     starts = torch.arange(rows + 1, device=check.device, dtype=torch.int32) * reach
     ones = torch.arange(rows + 1, device=check.device, dtype=torch.int32)
     used = (places + 1).int()
-    more = {"enable_gqa": True} if "enable_gqa" in (varlen_attn.__kwdefaults__ or {}) else {}
+    varlen, more = varlen_attention()
     ways: dict[str, Callable[[], torch.Tensor]] = {
         "enable_gqa": lambda: scaled_dot_product_attention(
             query, keys, values, attn_mask=visible[:, None, None], enable_gqa=True
@@ -308,10 +315,8 @@ def decode_attention(check: Check) -> Figures:
             )
             @ values
         ),
-        "flash, seqused_k": lambda: varlen_attn(
-            query[:, :, 0], *by_place, ones, starts, 1, reach, seqused_k=used, **more
-        ),
-        "flash, seqused_k, a query a group": lambda: varlen_attn(
+        "flash, seqused_k": lambda: varlen(query[:, :, 0], *by_place, ones, starts, 1, reach, seqused_k=used, **more),
+        "flash, seqused_k, a query a group": lambda: varlen(
             grouped.transpose(1, 2).reshape(rows * groups, heads, size),
             *by_place,
             ones * groups,
@@ -450,7 +455,7 @@ def graph_error(check: Check, engine: Engine, rows: list[Example]) -> float:
     graphs, engine._graphs = engine._graphs, None
     other = gradient()
     engine._graphs = graphs
-    return round(((one - other).norm() / other.norm()).item(), 7)
+    return float(round(((one - other).norm() / other.norm()).item(), 7))
 
 
 def adapter_hash(model: PeftModel) -> str:
@@ -580,7 +585,6 @@ def flight_and_decoder(check: Check, model: Any, count: int) -> tuple[Any, Any]:
 
 def decoding(check: Check) -> Figures:
     """H. Answers to 512 prompts, 256 rows in flight: base and adapter, with graphs and without."""
-    import torch
 
     from howto.answering import use_unmerged
 
@@ -610,15 +614,21 @@ def decoding(check: Check) -> Figures:
                 "graphs": len(flight._graphs._captured) if flight._graphs else 0,
                 "peak_memory_mib": check.peak_memory(),
             }
-        longest = 300 if not check.tiny else 20
-        tokens, places = (torch.full((at_once,), n, device=check.device) for n in (5, longest - 1))
-        with torch.inference_mode():
-            found[f"{name}, a step"] = check.milliseconds(lambda p=places: flight.step(tokens, p, longest))  # type: ignore[misc]
-            found[f"{name}, kernels"] = profile_of(
-                check, lambda p=places: flight.pass_through(tokens, p, longest), 1  # type: ignore[misc]
-            )
+        found[f"{name}, a step"] = one_step(check, flight)
     found["generate"] = generate(check, at_once)
     return found
+
+
+def one_step(check: Check, flight: Any) -> Figures:
+    """A step of all rows at a reach of 300 places: its time, and its kernels without a graph."""
+    import torch
+
+    longest = 20 if check.tiny else 300
+    tokens, places = (torch.full((flight.capacity,), n, device=check.device) for n in (5, longest - 1))
+    with torch.inference_mode():
+        taken = check.milliseconds(lambda: flight.step(tokens, places, longest))
+        seen = profile_of(check, lambda: flight.pass_through(tokens, places, longest), 1)
+    return {"milliseconds": taken, **seen}
 
 
 def generate(check: Check, rows: int) -> Figures:
@@ -772,7 +782,7 @@ def main() -> None:
     import howto.answering
     import howto.training  # noqa: F401
 
-    assert peft and transformers and not torch.cuda.is_initialized()
+    assert peft and transformers and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     start = time.perf_counter()
     result: Figures = {"date": datetime.now(UTC).date().isoformat(), "sections": {}}
     for name in arguments.sections:

@@ -85,7 +85,7 @@ def compile_layers(model: PeftModel, rate: float, sample: dict[str, Any]) -> Has
             adapter.dropout_key, adapter.dropout_rate = key, rate
             adapter.forward = MethodType(_adapted_linear, adapter)
     if not is_flash(device, base.dtype):  # attention that looks at the lengths of rows cannot be traced
-        AttentionInterface.register(NAME, torch.compiler.disable(packed_attention))
+        AttentionInterface.register(NAME, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.specialize_float = True  # rates and scales are constants
     for layer in base.get_decoder().layers:

@@ -56,7 +56,9 @@ class Engine:
         self._size = profile.micro_batch_size
         self._fused = False
         self._graphs: TrainingGraphs | None = None
-        if self.device.type == "cuda":  # passes are captured on the stream that they ran on, which may not be the default
+        if (
+            self.device.type == "cuda"
+        ):  # passes are captured on the stream that they ran on, which may not be the default
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             torch.cuda.set_stream(stream)

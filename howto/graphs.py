@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -53,9 +54,7 @@ def rounded(rows: int, longest: int, capacity: int, length: int) -> tuple[int, i
 class _Captured:
     """One graph."""
 
-    def __init__(
-        self, forward: Pass, tokens: torch.Tensor, places: torch.Tensor, longest: int, pool: tuple[int, int]
-    ) -> None:
+    def __init__(self, forward: Pass, tokens: torch.Tensor, places: torch.Tensor, longest: int, pool: Any) -> None:
         # The passes before the capture keep keys and values too: those of this very step, and so do no harm.
         self._tokens, self._places = tokens.clone(), places.clone()
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -25,7 +25,7 @@ NAME = "packed_rows"
 
 
 # FlashAttention takes fewer heads of keys than of queries; torch from 2.12 on wants to be told so.
-GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 def is_flash(device: torch.device, dtype: torch.dtype) -> bool:

@@ -1,8 +1,9 @@
 """Training passes captured as CUDA graphs: a forward pass and its backward pass for each length of a batch.
 
 The host of a GPU needs longer to start a step's thousands of kernels than the GPU to run them; a replayed graph starts
-them all at once. Lengths are padded to multiples, so that a few graphs serve all batches. They share one memory pool:
-nothing in it outlives a step but the hidden states, which each graph keeps for itself.
+them all at once. Lengths are padded to multiples, so that a few graphs serve all batches, and a length is captured when
+it comes up for the second time. The graphs share one memory pool: nothing in it outlives a step but the hidden states,
+which each graph keeps for itself.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import torch
 if TYPE_CHECKING:
     from howto.batches import Batch
 
-WARM_UP = 2  # passes before a capture, in which kernels are compiled and chosen
+APART = 1e-2  # relative norm; from a pass without a graph, whose kernels round in bfloat16
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class TrainingGraphs:
-    """The graphs of one decoder, captured when a length comes up for the first time."""
+    """The graphs of one decoder."""
 
     def __init__(
         self, decoder: Callable[..., Any], weights: Sequence[torch.nn.Parameter], rows: int, longest: int
@@ -34,6 +35,7 @@ class TrainingGraphs:
         self._decoder, self._weights = decoder, list(weights)
         self._ends, self._longest = rows + 2, longest
         self._captured: dict[int, _Captured] = {}
+        self._seen: set[int] = set()
         self._pool: Any = None
         self.works = True
 
@@ -51,9 +53,10 @@ class TrainingGraphs:
         ends = torch.cat([batch.ends, batch.ends[-1:].expand(self._ends - len(batch.ends))])  # rows without a token
         inputs = (batch.input_ids, batch.position_ids, ends)
         length = batch.input_ids.shape[1]
-        if self.works and length not in self._captured:
+        if self.works and length in self._seen and length not in self._captured:
             self._capture(length, inputs)
-        if not self.works:
+        self._seen.add(length)
+        if not self.works or length not in self._captured:
             return self._forward(inputs)
         captured = self._captured[length]
         for kept, new in zip(captured.inputs, inputs, strict=True):
@@ -71,8 +74,13 @@ class TrainingGraphs:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
             self._trigger = torch.zeros((), device=stream.device, requires_grad=True)
+            gc.collect()  # what is left of other passes would bring their streams with it
+            gc.freeze()  # each capture collects garbage, and need not look through all that is imported
         try:
-            self._captured[length] = _Captured(self._forward, inputs, self._weights, self._pool)
+            captured = _Captured(self._forward, inputs, self._weights, self._pool)
+            if not self._captured:
+                captured.check(self._forward)
+            self._captured[length] = captured
         except RuntimeError as error:  # a model that cannot be captured
             torch.cuda.set_stream(stream)
             cause: BaseException = error  # a capture that ends early raises once more, and hides why
@@ -94,22 +102,36 @@ class _Captured:
         pool: Any,
     ) -> None:
         self.inputs: Inputs = tuple(values.clone() for values in inputs)  # type: ignore[assignment]
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        gc.collect()  # what is left of other passes would bring their streams with it
-        for _ in range(WARM_UP):
-            hidden = forward(self.inputs)
-            self.upstream = torch.zeros_like(hidden)
-            torch.autograd.grad(hidden, weights, self.upstream)
-        del hidden
-        gc.collect()
+        self._weights = weights
+        self._gradients = [weight.grad for weight in weights if weight.grad is not None]
         stream = torch.cuda.current_stream()
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward, pool=pool, stream=stream):
             hidden = forward(self.inputs)
+        self.upstream = torch.zeros_like(hidden)
         with torch.cuda.graph(self.backward, pool=pool, stream=stream):
             found = torch.autograd.grad(hidden, weights, self.upstream)
-            torch._foreach_add_(gradients, list(found))
+            torch._foreach_add_(self._gradients, list(found))
         self.hidden = hidden.detach()
+
+    def check(self, forward: Callable[[Inputs], torch.Tensor]) -> None:
+        """Compare a replay with a pass without a graph; the gradients stay as they were.
+
+        Raises:
+            RuntimeError: they differ by more than rounding.
+        """
+        before = [gradient.clone() for gradient in self._gradients]
+        hidden = forward(self.inputs)
+        self.upstream.copy_(hidden.detach()).sign_()
+        wanted = torch.autograd.grad(hidden, self._weights, self.upstream)
+        torch._foreach_zero_(self._gradients)
+        self.forward.replay()
+        self.backward.replay()
+        gradients = [torch.cat([part.flatten() for part in parts]) for parts in (self._gradients, wanted)]
+        torch._foreach_copy_(self._gradients, before)
+        for found, right in ((self.hidden.float(), hidden.detach().float()), gradients):
+            if not (found - right).norm() <= APART * right.norm():  # not a number is no agreement either
+                raise RuntimeError("a replayed pass computes something else")
 
 
 class _Replayed(torch.autograd.Function):

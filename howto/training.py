@@ -279,7 +279,7 @@ def _on_its_way(value: torch.Tensor) -> Callable[[], float]:
     if not value.is_cuda:
         return value.item
     copy = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
-    there = torch.cuda.Event()
+    there = torch.cuda.Event()  # type: ignore[no-untyped-call]
     there.record()
 
     def wait() -> float:

@@ -1,0 +1,24 @@
+"""The script that checks a GPU runs on a CPU too, so that on a GPU it is never the script that fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_sections_run_on_a_cpu(tiny: Path, tmp_path: Path) -> None:
+    output = tmp_path / "found.json"
+    command = [sys.executable, "-m", "benchmarks.gpu_check", str(tiny / "model"), "--rows", str(tiny / "rows.jsonl")]
+    command += ["--device", "cpu", "--tiny", "--sections", "ABCDEGH", "--output", str(output)]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(output.read_text(encoding="utf-8"))["sections"]
+    assert list(found) == list("ABCDEGH")
+    assert found["B"]["4_heads_of_keys"]["same_bits"]
+    assert found["D"]["hidden_relative_norm"] < 1e-4 < found["D"]["hidden_relative_norm_leaking"]
+    assert found["E"]["real"]["tokens_per_second"] > 0
+    assert found["H"]["base, first run"]["answers"] == 16
