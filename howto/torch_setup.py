@@ -11,6 +11,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from howto.params.machine import Machine, ProfileMachine
+from howto.portable import set_torch_environment, use_openblas
 from howto.stop import Stop
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def set_up_torch(machine: Machine, profile: ProfileMachine) -> torch.device:
     # Threads that wait for others spin for a while, and then sleep. By default they spin for so long that, once another
     # program wants a core too, they keep it from those whom they wait for: a step then takes up to fifty times as long.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    if machine.instruction_set == "portable":
+        set_torch_environment()
     if machine.instruction_set == "avx2":  # torch's own kernels, oneDNN's, and MKL's
         os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
         os.environ["ONEDNN_MAX_CPU_ISA"] = os.environ["MKL_CBWR"] = "AVX2"
@@ -43,6 +46,8 @@ def set_up_torch(machine: Machine, profile: ProfileMachine) -> torch.device:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(machine.threads)
+    if machine.instruction_set == "portable":
+        use_openblas(machine.threads)
     torch.use_deterministic_algorithms(machine.deterministic)
     # What it would also do, filling memory that nothing has written yet, costs time and guards nothing here.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
