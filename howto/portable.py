@@ -35,7 +35,7 @@ NUMPY = {
     "OPENBLAS_CORETYPE": KERNELS,
     "OPENBLAS_NUM_THREADS": "1",  # whatever the number of cores; `use_openblas` asks for more
     # Idle threads wait actively for 2 ** 4 cycles, then sleep. By default they take the cores of torch's threads.
-    "OPENBLAS_THREAD_TIMEOUT": os.environ.get("TT", "4"),
+    "OPENBLAS_THREAD_TIMEOUT": "4",
 }
 TORCH = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
@@ -46,24 +46,15 @@ def set_environment() -> None:
         os.environ.update(NUMPY)
 
 
-def has_avx2() -> bool:
-    """Return whether this CPU has AVX2 and FMA."""
-    return {"avx2", "fma"} <= set(cpu()[1].split())
-
-
 def set_torch_environment() -> None:
-    """Choose the kernels of torch too.
+    """Choose the kernels of torch too."""
+    if has_avx2():
+        os.environ.update({**NUMPY, **TORCH})
 
-    Raises:
-        Stop: this CPU does not have them.
-    """
-    if not has_avx2():
-        raise Stop(
-            f"params.yaml: machine.instruction_set: portable needs an x86-64 CPU with AVX2 and FMA, this is "
-            f"{cpu()[0].split(',')[0]}. Set it to native; the bytes are then those of this CPU."
-        )
-    set_environment()
-    os.environ.update(TORCH)
+
+def has_avx2() -> bool:
+    """Return whether this is an x86-64 CPU with AVX2 and FMA."""
+    return {"avx2", "fma"} <= set(cpu()[1].split())
 
 
 @cache
@@ -71,8 +62,14 @@ def use_openblas(threads: int) -> None:
     """Let NumPy's OpenBLAS compute torch's matrix products of float32 on the CPU, with so many threads.
 
     Raises:
-        Stop: OpenBLAS was loaded before `set_environment`, or NumPy was built with another library.
+        Stop: this CPU lacks AVX2 or FMA, or OpenBLAS does not use its kernels for them.
     """
+    if not has_avx2():
+        raise Stop(
+            f"params.yaml: machine.instruction_set: portable needs an x86-64 CPU with AVX2 and FMA, this is "
+            f"{cpu()[0].split(',')[0]}. Set it to native; the bytes are then those of this CPU."
+        )
+
     import numpy as np
     import torch
     from threadpoolctl import ThreadpoolController
@@ -85,14 +82,14 @@ def use_openblas(threads: int) -> None:
             f"{np.__version__} uses {', '.join(found) or 'another library'}. Install the packages of requirements.lock."
         )
     blas.limit(limits=threads)  # unlike the variable, this may be more than there are cores
-    library = torch.library.Library("aten", "IMPL")
+    library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     _registered.append(library)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
         for name in ("mm", "bmm"):
             for overload, kernel in ((name, _product), (f"{name}.out", _product_into)):
                 before = torch.library.get_kernel(f"aten::{overload}", "CPU")
-                library.impl(overload, partial(kernel, before), "CPU", with_keyset=True)
+                library.impl(overload, partial(kernel, before), "CPU", with_keyset=True)  # type: ignore[no-untyped-call]
 
 
 _registered: list[torch.library.Library] = []  # torch forgets what it was given by one that is gone
