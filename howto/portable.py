@@ -57,7 +57,6 @@ def has_avx2() -> bool:
     return {"avx2", "fma"} <= set(cpu()[1].split())
 
 
-@cache
 def use_openblas(threads: int) -> None:
     """Let NumPy's OpenBLAS compute torch's matrix products of float32 on the CPU, with so many threads.
 
@@ -71,7 +70,6 @@ def use_openblas(threads: int) -> None:
         )
 
     import numpy as np
-    import torch
     from threadpoolctl import ThreadpoolController
 
     blas = ThreadpoolController().select(internal_api="openblas")
@@ -79,20 +77,26 @@ def use_openblas(threads: int) -> None:
     if found != [KERNELS]:
         raise Stop(
             f"params.yaml: machine.instruction_set: portable needs OpenBLAS with its kernels for {KERNELS}, NumPy "
-            f"{np.__version__} uses {', '.join(found) or 'another library'}. Install the packages of requirements.lock."
+            f"{np.__version__} uses {', '.join(found) or 'another library'}. Install the packages of requirements.lock; "
+            "in a program of your own, call howto.portable.set_environment before NumPy is imported."
         )
     blas.limit(limits=threads)  # unlike the variable, this may be more than there are cores
+    _register()
+
+
+@cache
+def _register() -> torch.library.Library:
+    """Replace torch's kernels; they stay replaced as long as what is returned is there."""
+    import torch
+
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-    _registered.append(library)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
         for name in ("mm", "bmm"):
             for overload, kernel in ((name, _product), (f"{name}.out", _product_into)):
                 before = torch.library.get_kernel(f"aten::{overload}", "CPU")
                 library.impl(overload, partial(kernel, before), "CPU", with_keyset=True)  # type: ignore[no-untyped-call]
-
-
-_registered: list[torch.library.Library] = []  # torch forgets what it was given by one that is gone
+    return library
 
 
 def _product(before: Any, keys: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -59,7 +59,8 @@ def products(_: Params) -> Iterator[tuple[str, Any]]:
     """The products of a LoRA layer and of the output head, forward and backward, small and large."""
     import torch
 
-    for tokens, size_in, size_out in ((301, 145, 417), (37, 576, 192), (1, 145, 417), (120, 96, 1031), (5, 1, 3)):
+    sizes = ((301, 145, 417), (37, 1537, 192), (1, 145, 417), (120, 96, 1031), (5, 1, 3))
+    for tokens, size_in, size_out in sizes:
         x, weight, grad = numbers(tokens, size_in), numbers(size_out, size_in), numbers(tokens, size_out)
         a, b = numbers(8, size_in), numbers(size_out, 8)
         shape = f"{tokens} x {size_in} x {size_out}"
