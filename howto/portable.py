@@ -77,8 +77,8 @@ def use_openblas(threads: int) -> None:
     if found != [KERNELS]:
         raise Stop(
             f"params.yaml: machine.instruction_set: portable needs OpenBLAS with its kernels for {KERNELS}, NumPy "
-            f"{np.__version__} uses {', '.join(found) or 'another library'}. Install the packages of requirements.lock; "
-            "in a program of your own, call howto.portable.set_environment before NumPy is imported."
+            f"{np.__version__} uses {', '.join(found) or 'another library'}. Install what requirements.lock has. "
+            "In a program of your own, call howto.portable.set_environment before NumPy is imported."
         )
     blas.limit(limits=threads)  # unlike the variable, this may be more than there are cores
     _register()
