@@ -34,8 +34,8 @@ NUMPY = {
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
     "OPENBLAS_CORETYPE": KERNELS,
     "OPENBLAS_NUM_THREADS": "1",  # whatever the number of cores; `use_openblas` asks for more
-    # Idle threads wait actively for 2 ** 4 cycles, then sleep. By default they take the cores of torch's threads.
-    "OPENBLAS_THREAD_TIMEOUT": "4",
+    # Idle threads wait actively for 2 ** 16 cycles (25 us), then sleep. With the default of 2 ** 26, torch starves.
+    "OPENBLAS_THREAD_TIMEOUT": "16",
 }
 TORCH = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
