@@ -54,10 +54,6 @@ class Found:
     stages: list[Stage]  # in the order of the pipeline
     unlike_lock: list[str]  # outputs that git has, but not as the committed dvc.lock says
     left: list[str]  # what git sees changed, beside outputs that differ
-    recorded: dict[str, str] | None  # the facts of the machine of the committed run
-    recorded_for_this_run: bool
-    facts: dict[str, str]  # those of this machine
-    rouge_l: dict[str, tuple[float, float]]  # of each model: committed, now
 
     @property
     def outputs(self) -> list[Output]:
@@ -83,12 +79,6 @@ def read_lock(text: str, name: str) -> Lock:
 def hashes(stage: Mapping[str, Any], kind: str) -> dict[str, str]:
     """The hash of each of a stage's `deps` or `outs`, by path."""
     return {part["path"]: part["md5"] for part in stage.get(kind, [])}
-
-
-def run_id(lock: Lock) -> str:
-    """The same for all that made the same outputs."""
-    lines = sorted(f"{digest} {path}" for stage in lock.values() for path, digest in hashes(stage, "outs").items())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def md5(content: bytes) -> str:

@@ -11,6 +11,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from howto.params.machine import Machine, ProfileMachine
+from howto.portable import set_torch_environment, use_openblas
 from howto.stop import Stop
 
 if TYPE_CHECKING:
@@ -21,17 +22,17 @@ def set_up_torch(machine: Machine, profile: ProfileMachine) -> torch.device:
     """Fix the number of threads, choose deterministic kernels, and give the device of the active profile.
 
     Raises:
-        Stop: the profile wants a GPU and there is none.
+        Stop: the profile wants a GPU and there is none; or its bytes are to be portable, and this CPU lacks AVX2.
     """
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(machine.threads)
     os.environ["MKL_DYNAMIC"] = os.environ["OMP_DYNAMIC"] = "FALSE"  # as many threads on a machine that is busy
     # Threads that wait for others spin for a while, and then sleep. By default they spin for so long that, once another
     # program wants a core too, they keep it from those whom they wait for: a step then takes up to fifty times as long.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    if machine.instruction_set == "avx2":  # torch's own kernels, oneDNN's, and MKL's
-        os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
-        os.environ["ONEDNN_MAX_CPU_ISA"] = os.environ["MKL_CBWR"] = "AVX2"
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    portable = machine.instruction_set == "portable"
+    if portable:
+        set_torch_environment()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_OFFLINE"] = "1"  # what a stage computes with lies in models/; nothing is looked up
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
@@ -47,6 +48,8 @@ def set_up_torch(machine: Machine, profile: ProfileMachine) -> torch.device:
     # What it would also do, filling memory that nothing has written yet, costs time and guards nothing here.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if profile.device == "cpu" or (profile.device == "auto" and not torch.cuda.is_available()):
+        if portable:
+            use_openblas(machine.threads)
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise Stop(

@@ -2,15 +2,12 @@
 
 python -m howto.verify             in a fresh environment too, as `make run` sets it up
 python -m howto.verify --here      in this environment
-python -m howto.verify --record    write down this machine, as the one that made the run in dvc.lock
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,14 +15,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from howto.reproduction import Found, Lock, hashes, md5, read_lock, run_id, stages_of
+from howto.cpu import cpu
+from howto.portable import has_avx2
+from howto.reproduction import Found, Lock, hashes, md5, read_lock, stages_of
 from howto.stop import Stop, stops_cleanly
-from howto.whole import write_json
 
-LOCK, MACHINE, METRICS = Path("dvc.lock"), Path("metrics/machine.json"), Path("metrics/metrics.json")
-CODE = Path(__file__).resolve().parent.parent
+LOCK = Path("dvc.lock")
 # What the environment says of this folder, and would say of the clone.
 OF_THIS_FOLDER = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
 OF_THIS_PYTHON = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}
@@ -33,37 +29,15 @@ OF_THIS_PYTHON = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}
 
 @stops_cleanly
 def main() -> None:
-    """Verify HEAD, or record this machine."""
+    """Verify HEAD."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--here", action="store_true", help="in this environment, in place of a fresh one")
-    parser.add_argument("--record", action="store_true", help=f"write {MACHINE} for the run in {LOCK}; runs nothing")
     arguments = parser.parse_args()
-    if arguments.record and arguments.here:
-        parser.error("--record stands alone")
-    if arguments.record:
-        record()
-    else:
-        from howto.verdict import print_verdict
 
-        _end_with_the_terminal()
-        sys.exit(print_verdict(make_again(Path.cwd(), here=arguments.here)))
+    from howto.verdict import print_verdict
 
-
-def record() -> None:
-    """Write down what this machine has.
-
-    Raises:
-        Stop: there is no run that it could have made.
-    """
-    from howto.machine_facts import machine_facts
-    from howto.params.file import read_params
-
-    try:
-        lock = read_lock(LOCK.read_text(encoding="utf-8"), str(LOCK))
-    except FileNotFoundError:
-        raise Stop(f"{LOCK}: not there; make it with `make run`") from None
-    write_json(MACHINE, {"run": run_id(lock), "facts": machine_facts(read_params())})
-    print(f"{MACHINE}: this machine, as the one that made the run in {LOCK}; commit both")
+    _end_with_the_terminal()
+    sys.exit(print_verdict(make_again(Path.cwd(), here=arguments.here)))
 
 
 def make_again(root: Path, *, here: bool) -> Found:
@@ -72,6 +46,11 @@ def make_again(root: Path, *, here: bool) -> Found:
     Raises:
         Stop: HEAD holds no run.
     """
+    if not has_avx2():
+        print(
+            f"verify: {cpu()[0].split(',')[0]} is no x86-64 CPU with AVX2 and FMA. The committed bytes are those of "
+            "CPUs that are; expect others here."
+        )
     commit = git(root, "rev-parse", "HEAD").strip()
     committed = read_lock(_at_head(root, LOCK, "commit it, as `make run` wrote it"), f"{LOCK} at HEAD")
     if changed := git(root, "status", "--porcelain").splitlines():
@@ -83,8 +62,7 @@ def make_again(root: Path, *, here: bool) -> Found:
         for out in (out for stage in committed.values() for out in hashes(stage, "outs")):
             (clone / out).unlink(missing_ok=True)  # git has some of them
         status = run(command, clone, here=here)
-        python = sys.executable if here else str(clone / ".venv/bin/python")
-        return found(clone, committed, f"`{said}`", status, _facts(python, clone))
+        return found(clone, committed, f"`{said}`", status)
 
 
 @contextmanager
@@ -120,7 +98,7 @@ def run(command: list[str], clone: Path, *, here: bool) -> int:
             process.wait()
 
 
-def found(clone: Path, committed: Lock, said: str, status: int, facts: dict[str, str]) -> Found:
+def found(clone: Path, committed: Lock, said: str, status: int) -> Found:
     """What the run in the clone made, beside what was committed."""
     stages = stages_of(clone, committed)
     in_git = set(git(clone, "ls-files").splitlines())
@@ -128,9 +106,6 @@ def found(clone: Path, committed: Lock, said: str, status: int, facts: dict[str,
     differ = {output.path for stage in stages for output in stage.outputs if not output.same}
     expected = differ | ({str(LOCK)} if differ or any(stage.otherwise for stage in stages) else set())
     changed = [line[3:] for line in git(clone, "status", "--porcelain").splitlines()]
-    recorded = _json(_at_head(clone, MACHINE)) if str(MACHINE) in in_git else {}
-    before = _json(_at_head(clone, METRICS)) if str(METRICS) in in_git else {}
-    now = _json((clone / METRICS).read_text(encoding="utf-8")) if (clone / METRICS).exists() else {}
     return Found(
         command=said,
         status=status,
@@ -139,14 +114,6 @@ def found(clone: Path, committed: Lock, said: str, status: int, facts: dict[str,
             path for path in in_git & known.keys() if md5(_git(clone, "show", f"HEAD:{path}")) != known[path]
         ),
         left=[path for path in changed if path not in expected],
-        recorded=recorded.get("facts"),
-        recorded_for_this_run=recorded.get("run") == run_id(committed),
-        facts=facts,
-        rouge_l={
-            model: (before[model]["rougeL"], now[model]["rougeL"])
-            for model in ("base", "adapter")
-            if model in before and model in now
-        },
     )
 
 
@@ -168,29 +135,6 @@ def _at_head(folder: Path, path: Path, otherwise: str = "") -> str:
     if not git(folder, "ls-tree", "HEAD", str(path)):
         raise Stop(f"{path}: not in HEAD; {otherwise}")
     return git(folder, "show", f"HEAD:{path}")
-
-
-def _json(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    return value if isinstance(value, dict) else {}
-
-
-def _facts(python: str, clone: Path) -> dict[str, str]:
-    """The facts of this machine, with the environment that the clone ran in; none if there is no such environment."""
-    if not shutil.which(python):
-        return {}
-    done = subprocess.run(
-        [python, "-P", "-m", "howto.machine_facts"],
-        check=False,
-        cwd=clone,
-        env={**os.environ, "PYTHONPATH": str(CODE)},
-        capture_output=True,
-        encoding="utf-8",
-    )
-    return _json(done.stdout)
 
 
 def _end_with_the_terminal() -> None:

@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from howto.portable import set_environment
+
+set_environment()  # before a test imports NumPy
 os.environ["GOMP_SPINCOUNT"] = "1000"  # two processes of tests share the cores: waiting threads sleep soon
 os.environ["DVC_NO_ANALYTICS"] = "1"  # also in projects that a test begins with `dvc init`
 # What a shell starts in the background ignores Ctrl-C, under nohup SIGHUP too, and so would all that the tests start.
@@ -27,7 +30,18 @@ ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"
 
 # Files that take a minute or more. They begin first, or one process would still be at them when the others are done.
-LONGEST = ("worker", "infer_killed", "group", "killed", "pipeline", "remotes", "remote_faults", "asking", "two_hosts")
+LONGEST = (
+    "portable",
+    "worker",
+    "infer_killed",
+    "group",
+    "killed",
+    "pipeline",
+    "remotes",
+    "remote_faults",
+    "asking",
+    "two_hosts",
+)
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -99,16 +98,8 @@ def test_more_processes_than_cores(examined: Path, monkeypatch: pytest.MonkeyPat
     only(check_cores, OK, "of which machine.threads takes 1")
 
 
-def test_the_kind_of_cpu_beside_that_of_the_committed_run(examined: Path) -> None:
-    model, instructions = cpu()
-    path = Path("metrics/machine.json")
-    for facts, status, said in (
-        ({"cpu": model, "instructions": instructions}, OK, "the very kind of metrics/machine.json"),
-        ({"cpu": model, "instructions": f"{instructions} avx9000"}, WARNING, "of another kind"),
-        ({"cpu": "Some Other CPU, 6, 85, 7", "instructions": instructions}, WARNING, "of another kind"),
-        ({}, WARNING, "metrics/machine.json is damaged"),
-    ):
-        path.write_text(json.dumps({"facts": facts}), encoding="utf-8")
-        only(check_cpu, status, said)
-    path.unlink()
-    only(check_cpu, OK, model.split(",")[0])
+def test_a_cpu_without_avx2(examined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(check_cpu, OK, cpu()[0].split(",")[0])
+    (examined / "cpuinfo").write_text("model name\t: Old CPU\nflags\t\t: fpu sse2 avx\n", encoding="utf-8")
+    monkeypatch.setattr("howto.cpu.CPUINFO", examined / "cpuinfo")
+    only(check_cpu, WARNING, "Old CPU is no x86-64 CPU with AVX2 and FMA", "machine.instruction_set: native")

@@ -14,7 +14,7 @@ class Machine(Section):
 
     key: ClassVar[str] = "machine"
     threads: int = Field(ge=1, le=1024)
-    instruction_set: Literal["avx2", "native"]
+    instruction_set: Literal["portable", "native"]
     deterministic: bool
 
 

@@ -1,0 +1,127 @@
+"""The same bytes on every x86-64 CPU with AVX2 and FMA, for what is computed in float32.
+
+Left alone, numerical libraries choose their kernels by the CPU that they find: its vector width, its maker, its number
+of cores. Each kernel sums in another order, so each rounds otherwise. Here every library is given one choice that all
+of these CPUs have:
+
+- torch's own kernels and oneDNN: AVX2.
+- MKL, which tells Intel's CPUs from others: COMPATIBLE, the one mode of its conditional numerical reproducibility that
+  holds on all makers' CPUs. It halves the speed of matrix products.
+- So torch's matrix products of float32 are computed by the OpenBLAS that NumPy ships, with its kernels for Haswell.
+  These take no longer than MKL's fastest.
+- NumPy's own kernels: AVX2. SciPy's OpenBLAS: as NumPy's.
+
+A variable of the environment is read when its library is loaded, so `set_environment` comes before any such import.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from howto.cpu import cpu
+from howto.stop import Stop
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+KERNELS = "Haswell"  # OpenBLAS's name of its kernels for AVX2 and FMA
+NUMPY = {
+    "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
+    "OPENBLAS_CORETYPE": KERNELS,
+    "OPENBLAS_NUM_THREADS": "1",  # whatever the number of cores; `use_openblas` asks for more
+    # Idle threads wait actively for 2 ** 16 cycles (25 us), then sleep. With the default of 2 ** 26, torch starves.
+    "OPENBLAS_THREAD_TIMEOUT": "16",
+}
+TORCH = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
+def set_environment() -> None:
+    """Choose the kernels of NumPy and SciPy, for this process and those that it starts. Other CPUs keep their own."""
+    if has_avx2():
+        os.environ.update(NUMPY)
+
+
+def set_torch_environment() -> None:
+    """Choose the kernels of torch too."""
+    if has_avx2():
+        os.environ.update({**NUMPY, **TORCH})
+
+
+def has_avx2() -> bool:
+    """Return whether this is an x86-64 CPU with AVX2 and FMA."""
+    return {"avx2", "fma"} <= set(cpu()[1].split())
+
+
+def use_openblas(threads: int) -> None:
+    """Let NumPy's OpenBLAS compute torch's matrix products of float32 on the CPU, with so many threads.
+
+    Raises:
+        Stop: this CPU lacks AVX2 or FMA, or OpenBLAS does not use its kernels for them.
+    """
+    if not has_avx2():
+        raise Stop(
+            f"params.yaml: machine.instruction_set: portable needs an x86-64 CPU with AVX2 and FMA, this is "
+            f"{cpu()[0].split(',')[0]}. Set it to native; the bytes are then those of this CPU."
+        )
+
+    import numpy as np
+    from threadpoolctl import ThreadpoolController
+
+    blas = ThreadpoolController().select(internal_api="openblas")
+    found = sorted({str(library["architecture"]) for library in blas.info()})
+    if found != [KERNELS]:
+        raise Stop(
+            f"params.yaml: machine.instruction_set: portable needs OpenBLAS with its kernels for {KERNELS}, NumPy "
+            f"{np.__version__} uses {', '.join(found) or 'another library'}. Install what requirements.lock has. "
+            "In a program of your own, call howto.portable.set_environment before NumPy is imported."
+        )
+    blas.limit(limits=threads)  # unlike the variable, this may be more than there are cores
+    _register()
+
+
+@cache
+def _register() -> torch.library.Library:
+    """Replace torch's kernels; they stay replaced as long as what is returned is there."""
+    import torch
+
+    library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
+        for name in ("mm", "bmm"):
+            for overload, kernel in ((name, _product), (f"{name}.out", _product_into)):
+                before = torch.library.get_kernel(f"aten::{overload}", "CPU")
+                library.impl(overload, partial(kernel, before), "CPU", with_keyset=True)  # type: ignore[no-untyped-call]
+    return library
+
+
+def _product(before: Any, keys: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """[..., n, k] times [..., k, m]; what is not float32 goes to the kernel from `before`."""
+    if a.dtype != b.dtype or str(a.dtype) != "torch.float32":
+        return before.call_boxed(keys, a, b)  # type: ignore[no-any-return]
+    return _multiply(a, b, a.new_empty(*a.shape[:-1], b.shape[-1]))
+
+
+def _product_into(before: Any, keys: Any, a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+    if a.dtype != b.dtype or str(a.dtype) != "torch.float32" or out.shape != (*a.shape[:-1], b.shape[-1]):
+        return before.call_boxed(keys, a, b, out=out)  # type: ignore[no-any-return]
+    return _multiply(a, b, out)
+
+
+def _multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    import numpy as np
+
+    np.matmul(_array(a), _array(b), out=out.detach().numpy())
+    return out
+
+
+def _array(matrix: torch.Tensor) -> NDArray[np.float32]:
+    """Return a matrix, or a batch of them, as NumPy's array of the same memory, or of a copy that BLAS can take."""
+    *_, rows, columns = matrix.shape
+    down, along = matrix.stride()[-2:]
+    fits = (along == 1 and down >= columns) or (down == 1 and along >= rows)
+    return (matrix if fits else matrix.clone()).detach().numpy()
