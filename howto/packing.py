@@ -90,8 +90,8 @@ def packed_attention(
     for row in rows:
         # Each row attends to the prefix; the prefix's own outputs are taken from the first row.
         q, k, v = (torch.cat(parts, dim=2) for parts in zip(prefix, row, strict=True)) if shared else row
-        if query.is_cpu and not dropout:
-            outputs = _causal(q[0], k[0], v[0], scaling)[None]
+        if q.dtype in (torch.float32, torch.float64) and not dropout:
+            outputs = _CausalAttention.apply(q[0], k[0], v[0], scaling)[None]  # type: ignore[no-untyped-call]
         else:
             outputs = scaled_dot_product_attention(
                 q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
@@ -100,18 +100,47 @@ def packed_attention(
     return torch.cat(attended, dim=2).transpose(1, 2), None
 
 
-def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """Causal attention in plain products: `query` [heads, length, size], `key` and `value` may have fewer heads.
+class _CausalAttention(torch.autograd.Function):
+    """Causal attention of one row in plain products, which are portable (see `portable`), and a softmax.
 
-    For rows of a few hundred tokens this is as fast as a fused kernel, and all of it is portable (see `portable`).
+    For rows of a few hundred tokens this is as fast as torch's fused kernel for CPUs. The weights, which grow with the
+    square of a row's length, are computed again for the backward pass.
     """
-    heads, length, size = query.shape
-    groups = heads // key.shape[0]  # heads that share keys are computed as more queries of one head
-    scaled = (query * (size**-0.5 if scaling is None else scaling)).reshape(-1, groups * length, size)
-    scores = (scaled @ key.transpose(1, 2)).view(heads, length, length)
-    future = query.new_full((length, length), -torch.inf).triu_(1)
-    weights = torch.softmax(scores.add_(future), dim=-1)
-    return (weights.view(-1, groups * length, length) @ value).view(heads, length, size)
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """`query` [heads, length, size]; `key` and `value` may have fewer heads."""
+        scaled = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        ctx.save_for_backward(scaled, key, value)
+        ctx.scaling = scaling
+        weights = _weights(scaled, key)
+        return (weights @ value).view(query.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Any) -> Any:
+        """Gradients of `query`, `key` and `value`."""
+        scaled, key, value = ctx.saved_tensors
+        weights = _weights(scaled, key)
+        grad = outputs[0].reshape(len(key), -1, key.shape[-1])
+        grad_scores = torch._softmax_backward_data(grad @ value.transpose(1, 2), weights, -1, weights.dtype)
+        grad_query = (grad_scores @ key).view(scaled.shape)
+        grad_key = grad_scores.transpose(1, 2) @ scaled.reshape(grad.shape)
+        scale = scaled.shape[-1] ** -0.5 if ctx.scaling is None else ctx.scaling
+        return grad_query * scale, grad_key, weights.transpose(1, 2) @ grad, None
+
+
+def _weights(scaled: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Return the weights [heads of keys, queries of these heads, length] of scaled queries [heads, length, size].
+
+    Heads that share keys are computed as more queries of one head.
+    """
+    heads, length, size = scaled.shape
+    scores = scaled.reshape(len(key), -1, size) @ key.transpose(1, 2)
+    future = scores.new_full((length, length), -torch.inf).triu_(1)
+    scores.view(heads, length, length).add_(future)
+    return torch.softmax(scores, dim=-1)
 
 
 def _flash(  # noqa: PLR0917
