@@ -358,7 +358,7 @@ def test_a_module_that_looks_for_files_beside_itself_is_known_to_do_so() -> None
         name for name in files() if name.endswith(".py") and "__file__" in (ROOT / name).read_text(encoding="utf-8")
     }
     # inputs looks at the modules that are imported; the others are no part of a stage
-    ours = ("check_network", "export", "inputs", "verify")
+    ours = ("check_network", "export", "inputs")
     assert looking == {*READ_BY, *(f"howto/{name}.py" for name in ours)}
 
 
