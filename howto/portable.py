@@ -78,7 +78,7 @@ def use_openblas(threads: int) -> None:
         raise Stop(
             f"params.yaml: machine.instruction_set: portable needs OpenBLAS with its kernels for {KERNELS}, NumPy "
             f"{np.__version__} uses {', '.join(found) or 'another library'}. Install what requirements.lock has. "
-            "In a program of your own, call howto.portable.set_environment before NumPy is imported."
+            "In a program of your own, import howto before NumPy."
         )
     blas.limit(limits=threads)  # unlike the variable, this may be more than there are cores
     _register()

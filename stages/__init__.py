@@ -2,10 +2,7 @@
 
 import sys
 
-from howto.portable import set_environment
-
 if sys.argv[0] == "-m":  # `python -m stages.<name>`, whose libraries are still to be loaded
     from howto.stop import ends_while_loading
 
     ends_while_loading()
-set_environment()

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from howto.portable import set_environment
+import howto  # noqa: F401  # before a test imports NumPy
 
-set_environment()  # before a test imports NumPy
 os.environ["GOMP_SPINCOUNT"] = "1000"  # two processes of tests share the cores: waiting threads sleep soon
 os.environ["DVC_NO_ANALYTICS"] = "1"  # also in projects that a test begins with `dvc init`
 # What a shell starts in the background ignores Ctrl-C, under nohup SIGHUP too, and so would all that the tests start.

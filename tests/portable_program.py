@@ -17,7 +17,6 @@ from howto.params.file import Params, read_params
 from howto.params.infer import Infer
 from howto.params.machine import Machine, ProfileMachine
 from howto.params.train import ProfileTrain, Train
-from howto.portable import set_environment
 from howto.torch_setup import set_up_torch
 
 VOCABULARY = 211
@@ -26,7 +25,6 @@ ROOT = Path(__file__).parent.parent
 
 def main() -> None:
     """Print the hashes, and on standard error how long each part takes."""
-    set_environment()
     params = read_params(ROOT / "params.yaml")
     set_up_torch(params.section(Machine), ProfileMachine(device="cpu", precision="float32"))
     found = {}
