@@ -9,7 +9,8 @@ its own, one after the other, for one epoch: batches of 8, all-linear LoRA, r 8,
 counts real tokens, no padding, from the first step to the last. `share_of_4n_limit` compares it with 4 FLOPs a token
 and parameter of the layers, at the fastest matrix product of all runs. Peak memory is that of the process (on a GPU:
 the most that torch held). `loss_after` is the mean loss of all rows after training, measured in the same way for all:
-by the model's own forward pass, row by row. The peers need `pip install -r requirements-test.lock`.
+by the model's own forward pass, row by row. The peers use all instructions that the CPU has, this project those that
+params.yaml allows. They need `pip install -r requirements-test.lock`.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
     low = arguments.device == "cuda" or arguments.one == "howto_bfloat16"
     precision: Literal["float32", "bfloat16"] = "bfloat16" if low else "float32"
     machine = params.section(Machine).model_copy(update={"deterministic": not arguments.not_deterministic})
-    if arguments.one in ON_CPU_ONLY:
+    if arguments.one in ON_CPU_ONLY or not arguments.one.startswith("howto"):  # peers may use all that the CPU has
         machine = machine.model_copy(update={"instruction_set": "native"})
     device = set_up_torch(machine, ProfileMachine(device=arguments.device, precision=precision))
 
