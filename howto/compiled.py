@@ -76,9 +76,14 @@ def compile_layers(model: PeftModel, rate: float, sample: dict[str, Any]) -> Has
 
     Returns:
         The source of the adapters' dropout. Set its seed before each forward pass.
+
+    Raises:
+        RuntimeError: there is no adapter that can be computed so.
     """
     base: PreTrainedModel = model.get_base_model()
     groups, device = _adapters_by_input(base, sample), next(model.parameters()).device
+    if not groups:
+        raise RuntimeError("no adapter is a plain one")
     dropout = HashedDropout(rate, len(groups), device)
     for key, adapters in zip(dropout.keys, groups, strict=True):
         for adapter in adapters:

@@ -45,7 +45,7 @@ class Engine:
     ) -> None:
         """`examples` are the training rows; `pad` is the id of the token that fills up rows that are not packed.
 
-        `compiled` says whether the decoder layers are compiled; by default they are on a GPU.
+        `compiled` says whether the decoder layers are compiled; by default they are on a GPU, unless it shares the base.
 
         Raises:
             Stop: this model's rows cannot be packed.
@@ -67,8 +67,8 @@ class Engine:
         wanted = self._reference(probe)
         if shared.packing:
             self._pack(probe, wanted)
-        wanted_so = self.device.type == "cuda" if compiled is None else compiled
-        dropout = self._compiled(probe, shared.lora.dropout) if wanted_so else None
+        compiled = self.device.type == "cuda" and not profile.fsdp if compiled is None else compiled
+        dropout = self._compiled(probe, shared.lora.dropout) if compiled else None
         self._is_compiled = dropout is not None
         self._dropout = dropout or use_lean_layers(model, shared.lora.dropout)
         self._fused = has_plain_head(self.base)

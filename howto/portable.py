@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import warnings
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from howto.cpu import cpu
@@ -100,28 +101,48 @@ def _register() -> torch.library.Library:
 
 
 def _product(before: Any, keys: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """[..., n, k] times [..., k, m]; what is not float32 goes to the kernel from `before`."""
-    if a.dtype != b.dtype or str(a.dtype) != "torch.float32":
+    """[..., n, k] times [..., k, m]; what is not float32, or does not fit, goes to the kernel from `before`."""
+    if not _fits(a, b):
         return before.call_boxed(keys, a, b)  # type: ignore[no-any-return]
     return _multiply(a, b, a.new_empty(*a.shape[:-1], b.shape[-1]))
 
 
 def _product_into(before: Any, keys: Any, a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
-    if a.dtype != b.dtype or str(a.dtype) != "torch.float32" or out.shape != (*a.shape[:-1], b.shape[-1]):
+    if not _fits(a, b) or out.shape != (*a.shape[:-1], b.shape[-1]):
         return before.call_boxed(keys, a, b, out=out)  # type: ignore[no-any-return]
     return _multiply(a, b, out)
+
+
+def _fits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    same_kind = a.dtype == b.dtype and str(a.dtype) == "torch.float32"
+    return same_kind and a.shape[-1] == b.shape[-2] and a.shape[:-2] == b.shape[:-2]
 
 
 def _multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     import numpy as np
 
-    np.matmul(_array(a), _array(b), out=out.detach().numpy())
+    a, b = _laid_out(a), _laid_out(b)
+    np.matmul(_array(a), _array(b), out=_array(out))
     return out
 
 
-def _array(matrix: torch.Tensor) -> NDArray[np.float32]:
-    """Return a matrix, or a batch of them, as NumPy's array of the same memory, or of a copy that BLAS can take."""
+def _laid_out(matrix: torch.Tensor) -> torch.Tensor:
+    """Return a matrix, or a batch of them, or a copy whose layout BLAS can take."""
     *_, rows, columns = matrix.shape
     down, along = matrix.stride()[-2:]
     fits = (along == 1 and down >= columns) or (down == 1 and along >= rows)
-    return (matrix if fits else matrix.clone()).detach().numpy()
+    return matrix if fits else matrix.clone()
+
+
+def _array(matrix: torch.Tensor) -> NDArray[np.float32]:
+    """Return NumPy's array of the same memory. `Tensor.numpy` would forbid that the memory is ever resized (FSDP)."""
+    import numpy as np
+
+    interface = {
+        "version": 3,
+        "typestr": "<f4",
+        "shape": tuple(matrix.shape),
+        "strides": tuple(4 * step for step in matrix.stride()),
+        "data": (matrix.data_ptr(), False),
+    }
+    return np.asarray(SimpleNamespace(__array_interface__=interface))
