@@ -45,7 +45,7 @@ class Engine:
     ) -> None:
         """`examples` are the training rows; `pad` is the id of the token that fills up rows that are not packed.
 
-        `compiled` says whether the decoder layers are compiled; by default they are on a GPU, unless it shares the base.
+        `compiled` says whether the decoder layers are compiled; by default they are on a GPU, but for a shared base.
 
         Raises:
             Stop: this model's rows cannot be packed.
