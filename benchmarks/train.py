@@ -45,6 +45,7 @@ RESULTS = Path(__file__).parent / "results"
 ENGINES = {
     "howto": "this project",
     "howto_checkpointing": "this project, gradient_checkpointing: true",
+    "howto_native": "this project, instruction_set: native (CPU only)",
     "howto_bfloat16": "this project, precision: bfloat16 and instruction_set: native (CPU only)",
     "trl_default": "TRL's SFTTrainer as it comes (gradient checkpointing on)",
     "trl_no_checkpointing": "TRL, no checkpointing",
@@ -53,7 +54,7 @@ ENGINES = {
     "trl_liger": "TRL, no checkpointing, rows grouped by length, Liger's kernels (GPU only)",
     "transformers": "transformers' Trainer as it comes",
 }
-ON_GPU_ONLY, ON_CPU_ONLY = {"trl_liger"}, {"howto_bfloat16"}
+ON_GPU_ONLY, ON_CPU_ONLY = {"trl_liger"}, {"howto_native", "howto_bfloat16"}
 LEARNING_RATE = 5e-4
 
 
