@@ -68,13 +68,14 @@ def run_in(folder: Path, params: str) -> dict[str, Any]:
     if not (folder / "params.yaml").is_file() or (folder / "params.yaml").read_text(encoding="utf-8") != params:
         (folder / "params.yaml").write_text(params, encoding="utf-8")
         done.unlink(missing_ok=True)
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     costs = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
     for name, arguments in STAGES.items():
         if name in costs:
             continue
         start = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-m", *arguments], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}
+            [sys.executable, "-m", *arguments], cwd=folder, env={**os.environ, "PYTHONPATH": os.pathsep.join(path)}
         )
         _, status, used = os.wait4(process.pid, 0)
         if status:
