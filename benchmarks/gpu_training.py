@@ -1,0 +1,174 @@
+"""Sections D, E, F, I and J of `gpu_check`: training, by this project and by its peers."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from benchmarks.gpu_setup import Check, Figures, first_line, profile_of
+from benchmarks.train import run_peer
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+
+    from howto.batches import Example
+    from howto.engine import Engine
+
+
+def self_check(check: Check) -> Figures:
+    """D. How far a packed forward pass is from the model's own, and how far one with a leaking mask is."""
+    import torch
+
+    from howto.batches import collate, pack
+    from howto.loss import response_loss
+
+    model = check.adapted().eval()
+    base = model.get_base_model()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.02)
+    rows = check.examples(200)
+    draws = [random.Random(seed).sample(sorted(rows, key=len)[:40], 2) for seed in range(20)]
+    middle = sorted(rows, key=len)[len(rows) // 2 - 4 : len(rows) // 2 + 4]
+    pad = check.tokenizer.eos_token_id
+
+    def alone(row: Example) -> torch.Tensor:
+        inputs = collate([row], pad, check.device).model_inputs()
+        return base.get_decoder()(**inputs, use_cache=False).last_hidden_state[0]  # type: ignore[no-any-return]
+
+    with torch.no_grad():
+        wanted = [
+            sum(response_loss(base, collate([row], pad, check.device), fused=False).item() for row in rows)
+            for rows in draws
+        ]
+        hidden = torch.cat([alone(row) for row in middle]).float()
+        engine = check.engine(model, rows, check.profile(1), compiled=False)
+        found = [sum(engine.loss(batch).item() for batch in engine.batches(rows)) for rows in draws]
+        inputs = pack(middle, check.device, share_prefix=False).model_inputs()
+        packed = base.get_decoder()(**inputs, use_cache=False).last_hidden_state[0].float()
+        inputs["row_ends"] = inputs["row_ends"][[0, -1]]
+        inputs["longest_row"] = len(packed)
+        leaking = base.get_decoder()(**inputs, use_cache=False).last_hidden_state[0].float()
+    apart = [abs(one - other) / abs(other) for one, other in zip(found, wanted, strict=True)]
+    return {
+        "loss_relative_mean": round(sum(apart) / len(apart), 6),
+        "loss_relative_max": round(max(apart), 6),
+        "hidden_relative_norm": round(((packed - hidden).norm() / hidden.norm()).item(), 6),
+        "hidden_relative_norm_leaking": round(((leaking - hidden).norm() / hidden.norm()).item(), 6),
+    }
+
+
+def training(check: Check, *, compiled: bool) -> Figures:
+    """E, I. Training steps of real rows and of rows of the maximal length; twice for the same adapter."""
+    from howto.memory import check_memory
+    from howto.training import Trainer
+
+    peak = check.peak_flops()
+    found: Figures = {}
+    hashes = []
+    sizes = {"real": check.examples(check.batch * check.steps), "full": check.full_examples(check.batch * check.steps)}
+    for name in ("real", "real", "full") if compiled else ("real",):
+        examples, profile = sizes[name], check.profile(check.steps)
+        model = check.adapted()
+        start = time.perf_counter()
+        engine = check.engine(model, examples, profile, compiled=compiled)
+        predicted = check_memory(engine, examples, profile, packing=True)
+        before = check.peak_memory()
+        Trainer(engine, examples, [], check.shared, profile).run()  # compiles, and captures the lengths that come
+        check.synchronize()
+        set_up = time.perf_counter() - start
+        check.reset_memory()
+        start = time.perf_counter()
+        trainer = Trainer(engine, examples, [], check.shared, profile)
+        curve = trainer.run()
+        check.synchronize()
+        seconds = time.perf_counter() - start
+        hashes.append(adapter_hash(model))
+        parameters = sum(
+            w.numel() for n, w in model.named_parameters() if w.ndim == 2 and "lora" not in n and "embed" not in n
+        )
+        found[name] = {
+            "tokens_per_step": round(curve.tokens / check.steps),
+            "milliseconds_per_step": round(seconds / check.steps * 1000, 2),
+            "tokens_per_second": round(curve.tokens / seconds),
+            "share_of_4n_limit": round(4 * parameters * curve.tokens / seconds / peak, 4),
+            "peak_memory_mib": check.peak_memory(),
+            "predicted_mib_beside_weights": predicted // 2**20,
+            "peak_before_mib": before,
+            "set_up_seconds": round(set_up, 1),
+            "last_loss": curve.train[-1][-1],
+            "graphs": len(engine._graphs._captured) if engine._graphs else 0,
+            "gradient_without_graph_apart": graph_error(check, engine, examples[: check.batch]),
+        }
+        print(name, json.dumps(found[name]), file=sys.stderr, flush=True)  # if the section is cut off
+        del model, engine, trainer
+    found["same_adapter_twice"] = len(set(hashes[:2])) == 1
+    return {**found, "adapter": hashes[0][:16], "product_tflops": round(peak / 1e12, 1)}
+
+
+def graph_error(check: Check, engine: Engine, rows: list[Example]) -> float:
+    """How far the gradient of a replayed pass is from that of the same pass without a graph."""
+    import torch
+
+    def gradient() -> torch.Tensor:
+        engine.model.zero_grad(set_to_none=False)
+        for batch in engine.batches(rows):
+            torch.autograd.backward(engine.loss(batch, seed=3))
+        return torch.cat([w.grad.flatten() for w in engine.model.parameters() if w.grad is not None])
+
+    one = gradient()
+    graphs, engine._graphs = engine._graphs, None
+    other = gradient()
+    engine._graphs = graphs
+    return float(round(((one - other).norm() / other.norm()).item(), 7))
+
+
+def adapter_hash(model: PeftModel) -> str:
+    """The sha256 of the trained weights."""
+    digest = sha256()
+    for _, weight in sorted(model.named_parameters()):
+        if weight.requires_grad:
+            digest.update(weight.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def profiled(check: Check) -> Figures:
+    """F. Kernels of a training step: how many, how busy the device is, and the longest."""
+    from howto.training import Trainer
+
+    examples = check.examples(check.batch * 8)
+    engine = check.engine(check.adapted(), examples, check.profile(4), compiled=True)
+    Trainer(engine, examples, [], check.shared, check.profile(3)).run()
+    trainer = Trainer(engine, examples, [], check.shared, check.profile(3))
+    return profile_of(check, trainer.run, 3, most=40)
+
+
+def peers(check: Check) -> Figures:
+    """J. TRL's SFTTrainer and transformers' Trainer on the same rows."""
+    profile = check.profile(check.steps)
+    examples = check.examples(check.batch * check.steps)
+    found: Figures = {}
+    for name in ("trl_grouped", "trl_liger", "transformers"):
+        try:
+            model = check.adapted()
+            warm_up = 0 if check.tiny else 5
+            check.reset_memory()
+            losses, seconds = run_peer(
+                name, model, examples, check.shared, profile, check.arguments.folder, warm_up=warm_up
+            )
+            tokens = sum(len(row) for row in examples[warm_up * check.batch :])
+            found[name] = {
+                "tokens_per_second": round(tokens / seconds),
+                "milliseconds_per_step": round(seconds / (check.steps - warm_up) * 1000, 2),
+                "peak_memory_mib": check.peak_memory(),
+                "last_loss": losses[-1],
+            }
+            del model
+        except Exception as error:
+            found[name] = {"failed": first_line(error)}
+    return found
