@@ -1,33 +1,39 @@
-"""Decoder layers compiled by torch.compile, for a GPU: fewer kernels, and a dropout mask that is never stored.
+"""Decoder layers compiled by torch.compile, for a GPU: few kernels, and a dropout mask that is never stored.
 
-A layer is compiled once for all lengths, and every layer of the model runs the same code. The adapters are computed as
-plain operations, which the compiler fuses with their neighbours.
+A layer is compiled once for all lengths, and every layer of the model runs the same code. Adapters that read the same
+tensor (query, key and value; gate and up) are computed together: their frozen weights and their scaled B stand side by
+side in one matrix [outputs, inputs + ranks], so that one product gives what would take three for each adapter. The
+backward pass gets the gradient of the inputs and of the adapters' inner activations from one product too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from torch.nn.functional import linear
+from torch import nn
 from transformers import AttentionInterface
 
-from howto.lean import is_plain
+from howto.lean import is_plain, kept
 from howto.packing import NAME, is_flash, packed_attention
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+ALIGNED = 8  # columns: 16 bytes in bfloat16, which the fast kernels for products want
+
 
 class HashedDropout:
     """Dropout whose mask is a hash of the seed, the input and the element.
 
     The mask is computed where it is used, in the forward pass and again in the backward pass. Adapters that read the
-    same tensor (query, key and value; gate and up) share a mask.
+    same tensor share a mask.
     """
 
     def __init__(self, rate: float, inputs: int, device: torch.device) -> None:
@@ -50,60 +56,168 @@ class HashedDropout:
         torch._foreach_copy_(self.keys, list(words))
 
 
-def kept(x: torch.Tensor, key: torch.Tensor, rate: float) -> torch.Tensor:
-    """Return which elements of `x` are kept: a bool tensor of its shape, True with probability 1 - `rate`.
+class AdapterGroup(nn.Module):
+    """Adapters that read the same tensor, and their base layers, as one product."""
 
-    `key` is an int32 tensor of two random words. The hash is that of MurmurHash3's finalizer (Appleby 2011), keyed
-    twice so that no mask is another one in another order; 32-bit products wrap.
-    """
-    index = torch.arange(x.numel(), dtype=torch.int32, device=x.device)
-    # The key comes first: an index times a constant would be computed in the compiler's head, where nothing wraps.
-    mixed = (index ^ key[0]) * -1640531527  # 2**32 divided by the golden ratio
-    mixed = (_folded(mixed, 16) ^ key[1]) * -2048144789
-    mixed = _folded(mixed, 13) * -1028477387
-    return (mixed >= round(rate * 2**32) - 2**31).view(x.shape)
+    def __init__(self, adapters: list[Any], key: torch.Tensor, rate: float) -> None:
+        """The base layers' weights become views of this group's matrix."""
+        super().__init__()
+        self.rate, self.key = rate, key
+        self.outputs = [adapter.base_layer.out_features for adapter in adapters]
+        self.ranks = [adapter.r["default"] for adapter in adapters]
+        self.scales = [float(adapter.scaling["default"]) for adapter in adapters]
+        weights = [adapter.base_layer.weight for adapter in adapters]
+        inputs, width = weights[0].shape[1], -(-sum(self.ranks) // ALIGNED) * ALIGNED
+        wide = weights[0].new_zeros(sum(self.outputs), inputs + width)
+        for weight, part in zip(weights, wide.split(self.outputs), strict=True):
+            part[:, :inputs] = weight.data
+            weight.data = part[:, :inputs]
+        # Parameters, for their shapes are then constants to the compiler.
+        self.wide = nn.Parameter(wide, requires_grad=False)  # [outputs, inputs + ranks]
+        self.a = nn.Parameter(wide.new_zeros(width, inputs), requires_grad=False)  # [ranks, inputs]
+        self.found: list[torch.Tensor] = []  # outputs that the next adapters of the group will be asked for
+        # Not registered as this module's: they are the model's.
+        self.trained: tuple[nn.Parameter, ...] = tuple(
+            part["default"].weight for adapter in adapters for part in (adapter.lora_A, adapter.lora_B)
+        )
+
+    def places(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+        """Yield where A and B of each adapter go, and what B is multiplied by."""
+        a, wide = self.a.data, self.wide.data  # autograd need not know: A and B change between passes alone
+        row = top = 0
+        for outputs, rank, scale in zip(self.outputs, self.ranks, self.scales, strict=True):
+            place = a.shape[1] + row
+            yield a[row : row + rank], wide[top : top + outputs, place : place + rank], scale
+            row, top = row + rank, top + outputs
+
+    def forward(self, x: torch.Tensor, rate: float) -> list[torch.Tensor]:
+        """Return the outputs [..., outputs] of each adapter on its base layer for inputs x [..., inputs]."""
+        y = _Grouped.apply(  # type: ignore[no-untyped-call]
+            x.flatten(0, -2), self.wide, self.a, self.key, rate, self.outputs, self.ranks, self.scales, *self.trained
+        )
+        return [part.view(*x.shape[:-1], -1) for part in y.split(self.outputs, dim=1)]
 
 
-def _folded(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return x ^ (x >> bits), with zeros shifted in."""
-    return x ^ ((x >> bits) & ((1 << (32 - bits)) - 1))
+class _Grouped(torch.autograd.Function):
+    """y = [x, inner] [W, s B]' with inner = dropout(x) A'. The trained weights are arguments for their gradients."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917
+        ctx: Any,
+        x: torch.Tensor,
+        wide: torch.Tensor,
+        a: torch.Tensor,
+        key: torch.Tensor,
+        rate: float,
+        outputs: list[int],
+        ranks: list[int],
+        scales: list[float],
+        *trained: torch.Tensor,
+    ) -> torch.Tensor:
+        """`x` [tokens, inputs], `wide` [outputs, inputs + ranks], `a` [ranks, inputs]."""
+        both = torch.cat([x, _seen(x, key, rate) @ a.T], dim=1)
+        ctx.save_for_backward(both, wide, a, key)
+        ctx.rate, ctx.outputs, ctx.ranks, ctx.scales, ctx.dtype = rate, outputs, ranks, scales, trained[0].dtype
+        return both @ wide.T
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Gradients of `x` and of the trained weights."""
+        both, wide, a, key = ctx.saved_tensors
+        (grad,) = gradients  # [tokens, outputs]
+        x, inner = both.split([a.shape[1], a.shape[0]], dim=1)
+        grad_x, grad_inner = (grad @ wide).split([a.shape[1], a.shape[0]], dim=1)
+        grad_x = grad_x + _seen(grad_inner @ a, key, ctx.rate)
+        grad_a = (grad_inner.T @ _seen(x, key, ctx.rate)).to(ctx.dtype)
+        grad_b = (grad.T @ inner).to(ctx.dtype)  # [outputs, ranks]: those of an adapter are a block of it
+        trained, row, top = [], 0, 0
+        for outputs, rank, scale in zip(ctx.outputs, ctx.ranks, ctx.scales, strict=True):
+            trained += [grad_a[row : row + rank], grad_b[top : top + outputs, row : row + rank] * scale]
+            row, top = row + rank, top + outputs
+        return (grad_x, *[None] * 7, *trained)
 
 
-def compile_layers(model: PeftModel, rate: float, sample: dict[str, Any]) -> HashedDropout:
+def _seen(x: torch.Tensor, key: torch.Tensor, rate: float) -> torch.Tensor:
+    """Return what dropout leaves of x, scaled up; going back, of its gradient."""
+    return torch.where(kept(x, key, rate), x * (1 / (1 - rate)), 0.0) if rate else x
+
+
+class CompiledLayers:
+    """What `compile_layers` made: the source of the adapters' dropout, whose `seed` is set before each forward pass."""
+
+    def __init__(
+        self, decoder: nn.Module, groups: list[AdapterGroup], dropout: HashedDropout, forwards: list[tuple[Any, Any]]
+    ) -> None:
+        """`forwards` are modules with the forward methods that they had."""
+        self._dropout, self._forwards = dropout, forwards
+        trained = [weight for group in groups for weight in group.trained]
+        self._from_a, self._from_b = trained[::2], trained[1::2]
+        self._to_a, self._to_b, self._scales = zip(
+            *(place for group in groups for place in group.places()), strict=True
+        )
+        self._hook = decoder.register_forward_pre_hook(lambda *_: self._refresh())
+
+    @property
+    def seed(self) -> int:
+        """What the masks are drawn from."""
+        return self._dropout.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._dropout.seed = seed
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """Take over the adapters' weights as they are now, in the base's precision."""
+        torch._foreach_copy_(self._to_a, self._from_a)
+        torch._foreach_copy_(self._to_b, torch._foreach_mul(self._from_b, self._scales))
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Let the layers compute the same without compiled code."""
+        torch.compiler.set_stance("force_eager")
+        try:
+            yield
+        finally:
+            torch.compiler.set_stance("default")
+
+    def undo(self) -> None:
+        """Let the model compute as before."""
+        self._hook.remove()
+        AttentionInterface.register(NAME, packed_attention)
+        for module, forward in self._forwards:
+            module.forward = forward
+
+
+def compile_layers(model: PeftModel, rate: float, sample: dict[str, Any]) -> CompiledLayers:
     """Compile the decoder layers of a model with LoRA adapters.
 
     `sample` are inputs of the model's decoder, with which it is found out which adapters read the same tensor.
-
-    Returns:
-        The source of the adapters' dropout. Set its seed before each forward pass.
 
     Raises:
         RuntimeError: there is no adapter that can be computed so.
     """
     base: PreTrainedModel = model.get_base_model()
-    groups, device = _adapters_by_input(base, sample), next(model.parameters()).device
-    if not groups:
-        raise RuntimeError("no adapter is a plain one")
-    dropout = HashedDropout(rate, len(groups), device)
+    decoder, device = base.get_decoder(), next(model.parameters()).device
+    groups = _adapters_by_input(base, sample)
+    called = [adapter for group in groups for adapter in group]
+    if not called or len(called) != len(set(called)):
+        raise RuntimeError("its adapters are not plain ones" if not called else "an adapter is used twice")
+    forwards = [(module, module.forward) for module in (*called, *decoder.layers)]
+    dropout, made = HashedDropout(rate, len(groups), device), []
     for key, adapters in zip(dropout.keys, groups, strict=True):
-        for adapter in adapters:
-            adapter.dropout_key, adapter.dropout_rate = key, rate
-            adapter.forward = MethodType(_adapted_linear, adapter)
+        group = AdapterGroup(adapters, key, rate)
+        made.append(group)
+        for place, adapter in enumerate(adapters):
+            adapter.__dict__["group"] = group
+            adapter.forward = MethodType(_next_output if place else _first_output, adapter)
     if not is_flash(device, base.dtype):  # attention that looks at the lengths of rows cannot be traced
         AttentionInterface.register(NAME, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.specialize_float = True  # rates and scales are constants
-    for layer in base.get_decoder().layers:
+    for layer in decoder.layers:
         layer.forward = torch.compile(layer.forward, dynamic=True)
-    return dropout
-
-
-def uncompile_layers(model: PeftModel) -> None:
-    """Undo `compile_layers`."""
-    AttentionInterface.register(NAME, packed_attention)
-    for module in model.modules():
-        if "forward" in vars(module):
-            del module.forward
+    return CompiledLayers(decoder, made, dropout, forwards)
 
 
 def _adapters_by_input(base: PreTrainedModel, sample: dict[str, Any]) -> list[list[Any]]:
@@ -129,16 +243,16 @@ def _adapters_by_input(base: PreTrainedModel, sample: dict[str, Any]) -> list[li
     return groups
 
 
-def _adapted_linear(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """Return x W' + s dropout(x) A' B'; the scale of dropout is part of s.
+def _first_output(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """Compute the outputs of a group, keep those of its other adapters, and return one's own."""
+    group = self.group
+    own, *others = group(x, group.rate if self.training else 0.0)
+    group.found = others
+    return own  # type: ignore[no-any-return]
 
-    The scale is put on the thin product, and the sum is left to the compiler, which adds what comes next to it.
-    """
-    a, b = (part["default"].weight.to(x.dtype) for part in (self.lora_A, self.lora_B))
-    flat, scale = x.flatten(0, -2), self.scaling["default"]
-    seen = flat
-    if self.training and self.dropout_rate:
-        seen = torch.where(kept(flat, self.dropout_key, self.dropout_rate), flat, 0.0)
-        scale /= 1 - self.dropout_rate
-    y = linear(flat, self.base_layer.weight) + linear(linear(seen, a) * scale, b)
-    return y.view(*x.shape[:-1], -1)
+
+def _next_output(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """Return what the group's first adapter has computed."""
+    own, *others = self.group.found
+    self.group.found = others
+    return own  # type: ignore[no-any-return]

@@ -1,19 +1,21 @@
 """The forward pass of training, as fast as the model allows, and checked against the model's own.
 
 Three things are replaced: attention (row by row, see `packing`), logits (only where there is a label, see `loss`), and
-the adapters' arithmetic (see `lean`). Two rows are computed both ways before anything is trained, so that a model which
-is built otherwise than those that this was written for is not trained on a wrong loss.
+the adapters' arithmetic (see `lean`, and on a GPU `compiled`). A few rows are computed both ways before anything is
+trained, with an adapter that is not zero, so that a model which is built otherwise than those that this was written for
+is not trained on a wrong loss.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
+from howto.adapter import trained_weights
 from howto.batches import Batch, Example, collate, micro_batches
 from howto.lean import use_lean_layers
 from howto.loss import has_plain_head, response_loss
@@ -23,11 +25,17 @@ from howto.stop import Stop
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
-    from howto.compiled import HashedDropout
+    from howto.compiled import CompiledLayers
+    from howto.lean import Dropout
     from howto.step_graphs import TrainingGraphs
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative, of a summed loss
+# How far two ways of computing the same may be apart, as relative norm: a mask that leaks is further apart than 0.5.
+OF_STATES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+OF_GRADIENTS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.15}
+OF_LOSS = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 1e-2}
+PROBED = 8  # rows on a GPU
 
 
 class Engine:
@@ -54,25 +62,27 @@ class Engine:
         self.device = next(model.parameters()).device
         self._pad, self._packing = pad, shared.packing
         self._size = profile.micro_batch_size
-        self._fused = False
         self._graphs: TrainingGraphs | None = None
-        if (
-            self.device.type == "cuda"
-        ):  # passes are captured on the stream that they ran on, which may not be the default
+        if self.device.type == "cuda":  # passes are captured on the stream that they ran on, which is not the default
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             torch.cuda.set_stream(stream)
         model.eval()
-        probe = sorted(examples, key=len)[:2]
-        wanted = self._reference(probe)
-        if shared.packing:
-            self._pack(probe, wanted)
-        compiled = self.device.type == "cuda" and not profile.fsdp if compiled is None else compiled
-        dropout = self._compiled(probe, shared.lora.dropout) if compiled else None
-        self._is_compiled = dropout is not None
-        self._dropout = dropout or use_lean_layers(model, shared.lora.dropout)
-        self._fused = has_plain_head(self.base)
-        self._fused = self._fused and self._is_right(probe, wanted)
+        probe = probe_rows(examples, self.device)
+        with nonzero_adapter(model):
+            wanted = response_states(self.base, (collate([row], pad, self.device) for row in probe))
+            if shared.packing:
+                self._pack(probe, wanted)
+            self._dropout: Dropout | CompiledLayers = use_lean_layers(model, shared.lora.dropout)
+            if not self._is_right(probe, wanted):
+                raise Stop(f"train: the adapters of a {type(self.base).__name__} are not computed as PEFT does")
+            self._fused = has_plain_head(self.base) and self._is_loss_right(probe[:1])
+            if not self._fused:
+                print("train: the loss is computed by the model's own forward pass, and so is slower", file=sys.stderr)
+            compiled = self.device.type == "cuda" and not profile.fsdp if compiled is None else compiled
+            layers = self._compiled(probe, wanted, shared.lora.dropout) if compiled else None
+        self._is_compiled = layers is not None
+        self._dropout = layers or self._dropout
         self.checkpointing = profile.gradient_checkpointing
         self.keep_activations(not self.checkpointing)
         fits = self._is_compiled and self._fused and shared.packing and not (self.checkpointing or profile.fsdp)
@@ -110,36 +120,53 @@ class Engine:
         else:
             getattr(self.base, f"{verb}_checkpointing_enable")({"use_reentrant": False})
 
-    def _reference(self, probe: list[Example]) -> float:
-        """The summed loss of rows, computed one by one by the model's own forward pass."""
+    def _is_right(self, probe: list[Example], wanted: torch.Tensor) -> bool:
+        """Whether rows in batches have the hidden states that the model itself gives to each alone."""
+        return distance(response_states(self.base, self.batches(probe)), wanted) <= OF_STATES[self.base.dtype]
+
+    def _is_loss_right(self, probe: list[Example]) -> bool:
+        """Whether the loss is the same as by the logits of the model's own forward pass."""
+        (batch,) = self.batches(probe)
         with torch.no_grad():
-            losses = [response_loss(self.base, collate([row], self._pad, self.device), fused=False) for row in probe]
-        return math.fsum(loss.item() for loss in losses)
+            found, wanted = (response_loss(self.base, batch, fused=fused).item() for fused in (True, False))
+        return abs(found - wanted) <= OF_LOSS[self.base.dtype] * max(1.0, abs(wanted))
 
-    def _is_right(self, probe: list[Example], wanted: float) -> bool:
-        with torch.no_grad():
-            found = math.fsum(self.loss(batch).item() for batch in self.batches(probe))
-        return abs(found - wanted) <= TOLERANCE[self.base.dtype] * max(1.0, abs(wanted))
+    def _gradient(self, probe: list[Example], seed: int | None = None) -> torch.Tensor:
+        """The gradient of the rows' summed loss, of all trained weights in one."""
+        weights = list(trained_weights(self.model).values())
+        total = torch.zeros(sum(weight.numel() for weight in weights), dtype=weights[0].dtype, device=self.device)
+        for batch in self.batches(probe):
+            parts = torch.autograd.grad(self.loss(batch, seed=seed), weights)
+            total += torch.cat([part.flatten() for part in parts])
+        return total
 
-    def _compiled(self, probe: list[Example], rate: float) -> HashedDropout | None:
-        """Compile the layers, and try them on two rows, forward and backward; None if that does not work here."""
-        from howto.compiled import compile_layers, uncompile_layers
+    def _compiled(self, probe: list[Example], wanted: torch.Tensor, rate: float) -> CompiledLayers | None:
+        """Compile the layers, and compare them with those before, forward and backward; None if that fails here."""
+        from howto.compiled import compile_layers
 
+        limit = OF_GRADIENTS[self.base.dtype]
+        before, gradient, layers = self._dropout, self._gradient(probe), None
         (batch,) = self.batches(probe[:1])
         try:
-            dropout = self._dropout = compile_layers(self.model, rate, batch.model_inputs())
-            torch.autograd.backward(self.loss(batch, seed=0))
-            self.model.zero_grad()
+            self._dropout = layers = compile_layers(self.model, rate, batch.model_inputs())
+            with layers.eager():
+                if not self._is_right(probe, wanted) or not distance(self._gradient(probe), gradient) <= limit:
+                    raise RuntimeError("adapters that are computed together give something else")
+                gradient = self._gradient(probe, seed=0)
+            if not distance(self._gradient(probe, seed=0), gradient) <= limit:
+                raise RuntimeError("compiled layers give something else")
         except (RuntimeError, OSError) as error:  # no C compiler, or a model that cannot be traced
             first = str(error).strip().splitlines()[0]
             print(f"train: the layers are not compiled, and so are slower ({first})", file=sys.stderr)
-            uncompile_layers(self.model)
+            if layers:
+                layers.undo()
+            self._dropout = before
             return None
         finally:
             self.model.eval()
-        return dropout
+        return layers
 
-    def _pack(self, probe: list[Example], wanted: float) -> None:
+    def _pack(self, probe: list[Example], wanted: torch.Tensor) -> None:
         try:
             attend_row_by_row(self.base)
             right = self._is_right(probe, wanted)
@@ -147,6 +174,48 @@ class Engine:
             right = False
         if not right:
             raise Stop(
-                f"params.yaml: train.packing: rows of a {type(self.base).__name__} cannot stand one behind the other "
-                "without seeing each other; set it to false"
+                f"params.yaml: train.packing: a {type(self.base).__name__} does not support packed sequences. "
+                "Set it to false."
             )
+
+
+def probe_rows(examples: list[Example], device: torch.device) -> list[Example]:
+    """Return the rows that are computed both ways, by length: on a GPU some of median length, else the two shortest."""
+    by_length = sorted(examples, key=len)
+    if device.type == "cpu":
+        return by_length[:2]
+    start = max(0, (len(by_length) - PROBED) // 2)
+    return by_length[start : start + PROBED]
+
+
+@torch.no_grad()
+def response_states(base: PreTrainedModel, batches: Iterable[Batch]) -> torch.Tensor:
+    """Return the last hidden states [response tokens, hidden size] that the loss is computed of, in float32 or more."""
+    decoder = base.get_decoder()
+    states = [
+        decoder(**batch.model_inputs(), use_cache=False).last_hidden_state.flatten(0, 1)[batch.places]
+        for batch in batches
+    ]
+    found = torch.cat(states)
+    return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return the norm of the difference, relative to what is wanted; not a number if one of them has such."""
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@contextmanager
+def nonzero_adapter(model: PeftModel) -> Iterator[None]:
+    """Put small random numbers into B for a while: a fresh adapter's B is 0, which would hide a wrong computation."""
+    weights = [weight for name, weight in trained_weights(model).items() if "lora_B" in name]
+    before = [weight.detach().clone() for weight in weights]
+    with torch.no_grad():
+        for number, weight in enumerate(weights):
+            weight.normal_(std=0.02, generator=torch.Generator(weight.device).manual_seed(number))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, values in zip(weights, before, strict=True):
+                weight.copy_(values)

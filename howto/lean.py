@@ -28,7 +28,6 @@ class Dropout:
     def __init__(self, rate: float) -> None:
         self.rate = rate
         self.seed = 0
-        self._generator: torch.Generator | None = None
         self._limit = round(rate * 2**BITS) - 2 ** (BITS - 1)  # as a signed number
         self._last: tuple[weakref.ref[torch.Tensor], int, int] | None = None  # input, its version, seed
         self._of_last: tuple[torch.Tensor, torch.Tensor] | None = None  # mask, input times mask
@@ -48,14 +47,31 @@ class Dropout:
     def scale_mask(self, like: torch.Tensor, layer: int) -> torch.Tensor:
         """1 / (1 - rate) where an element is kept, 0 where it is dropped; the shape and dtype of `like`."""
         if not like.is_cpu:
-            self._generator = self._generator or torch.Generator(like.device)
-            self._generator.manual_seed((self.seed * 4099 + layer) % 2**63)
-            kept = torch.empty_like(like).bernoulli_(1 - self.rate, generator=self._generator)
-            return kept.div_(1 - self.rate)
+            key = torch.from_numpy(np.random.SFC64([self.seed, layer]).random_raw(1).view(np.int32)).to(like.device)
+            return kept(like, key, self.rate).to(like.dtype).mul_(1 / (1 - self.rate))
         # torch draws one number at a time on a CPU; SFC64 draws four in a tenth of the time.
         numbers = np.random.SFC64([self.seed, layer]).random_raw(-(-like.numel() * BITS // 64)).view(np.int16)
-        kept = torch.from_numpy(np.greater_equal(numbers[: like.numel()], self._limit).astype(np.float32))
-        return kept.mul_(1 / (1 - self.rate)).to(like.dtype).view(like.shape)
+        mask = torch.from_numpy(np.greater_equal(numbers[: like.numel()], self._limit).astype(np.float32))
+        return mask.mul_(1 / (1 - self.rate)).to(like.dtype).view(like.shape)
+
+
+def kept(x: torch.Tensor, key: torch.Tensor, rate: float) -> torch.Tensor:
+    """Return which elements of `x` are kept: a bool tensor of its shape, True with probability 1 - `rate`.
+
+    `key` is an int32 tensor of two random words. The hash is that of MurmurHash3's finalizer (Appleby 2011), keyed
+    twice so that no mask is another one in another order; 32-bit products wrap.
+    """
+    index = torch.arange(x.numel(), dtype=torch.int32, device=x.device)
+    # The key comes first: an index times a constant would be computed in the compiler's head, where nothing wraps.
+    mixed = (index ^ key[0]) * -1640531527  # 2**32 divided by the golden ratio
+    mixed = (_folded(mixed, 16) ^ key[1]) * -2048144789
+    mixed = _folded(mixed, 13) * -1028477387
+    return (mixed >= round(rate * 2**32) - 2**31).view(x.shape)
+
+
+def _folded(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return x ^ (x >> bits), with zeros shifted in."""
+    return x ^ ((x >> bits) & ((1 << (32 - bits)) - 1))
 
 
 def use_lean_layers(model: nn.Module, rate: float) -> Dropout:

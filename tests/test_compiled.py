@@ -10,8 +10,9 @@ import torch
 
 from howto.adapter import add_adapter
 from howto.batches import Example
-from howto.compiled import HashedDropout, kept
+from howto.compiled import HashedDropout
 from howto.engine import Engine
+from howto.lean import kept
 from howto.params.file import read_params
 from howto.params.train import ProfileTrain, Train
 from tests.models import llama
@@ -36,7 +37,9 @@ def engine(*, compiled: bool, rate: float) -> Engine:
     for number, (name, weight) in enumerate(model.named_parameters()):
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.2, generator=torch.Generator().manual_seed(number))
-    return Engine(model, rows(6), shared, PROFILE, 0, compiled=compiled)
+    made = Engine(model, rows(6), shared, PROFILE, 0, compiled=compiled)
+    assert made._is_compiled == compiled
+    return made
 
 
 def rows(count: int) -> list[Example]:
@@ -81,16 +84,15 @@ def test_with_dropout_the_gradients_are_those_of_the_same_masks_and_the_same_byt
 
 
 def test_query_key_and_value_share_a_mask_and_other_inputs_have_their_own(compiled: Engine) -> None:
-    keys = [
-        {name: id(module.dropout_key) for name, module in layer.named_modules() if hasattr(module, "dropout_key")}
+    groups = [
+        {name.split(".")[-1]: module.group for name, module in layer.named_modules() if hasattr(module, "group")}
         for layer in compiled.base.get_decoder().layers
     ]
-    for layer in keys:
-        of = {name.split(".")[-1]: key for name, key in layer.items()}
-        assert of["q_proj"] == of["k_proj"] == of["v_proj"]
-        assert of["gate_proj"] == of["up_proj"]
+    for of in groups:
+        assert of["q_proj"] is of["k_proj"] is of["v_proj"]
+        assert of["gate_proj"] is of["up_proj"]
         assert len(set(of.values())) == 4
-    assert len({key for layer in keys for key in layer.values()}) == 4 * len(keys)
+    assert len({id(group.key) for of in groups for group in of.values()}) == 4 * len(groups)
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5])
