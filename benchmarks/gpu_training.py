@@ -158,15 +158,12 @@ def peers(check: Check) -> Figures:
             model = check.adapted()
             warm_up = 0 if check.tiny else 5
             check.reset_memory()
-            losses, seconds = run_peer(
-                name, model, examples, check.shared, profile, check.arguments.folder, warm_up=warm_up
-            )
-            tokens = sum(len(row) for row in examples[warm_up * check.batch :])
+            run = run_peer(name, model, examples, check.shared, profile, check.arguments.folder, warm_up=warm_up)
             found[name] = {
-                "tokens_per_second": round(tokens / seconds),
-                "milliseconds_per_step": round(seconds / (check.steps - warm_up) * 1000, 2),
+                "tokens_per_second": round(run.tokens / run.seconds),
+                "milliseconds_per_step": round(run.seconds / (check.steps - warm_up) * 1000, 2),
                 "peak_memory_mib": check.peak_memory(),
-                "last_loss": losses[-1],
+                "last_loss": run.losses[-1],
             }
             del model
         except Exception as error:

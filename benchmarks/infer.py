@@ -6,15 +6,20 @@ python -m benchmarks.infer FOLDER --random-weights --data ROWS [--device cuda] [
     FOLDER has a tokenizer and a config.json (../shared/data/tinyllama), ROWS is a JSON-lines file in Dolly's columns.
     Weights are random, so that time and memory are real and the text is noise; no answer ends by itself.
 
-Rows a second count from a loaded model to the last answer. `generate_8` is what one writes first: batches of 8 in file
-order, padded on the left, with the adapter as PEFT loads it; `generate_64_sorted` takes batches of 64, the longest
-prompts first; `continuous_batching` is transformers' own. Each runs in this process, one after the other.
-`same_answers` is the share of answers that are those of `generate` row by row in the same precision.
+Rows a second count from a loaded model to the last answer: loading, merging and warming up are not timed. On a GPU each
+engine is warmed up first: engines that capture graphs, which are of the sizes that come up, do all of their work once,
+and `generate` answers a few prompts in a few tokens. `generate_8` is what one writes first: batches of 8 in file order,
+padded on the left, with the adapter as PEFT loads it; `generate_64_sorted` takes batches of 64, the longest prompts
+first; `continuous_batching` is transformers' own. Each runs in this process, one after the other. `same_answers` is the
+share of answers that are those of `generate` row by row in the same precision.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import gc
+import inspect
 import json
 import os
 import platform
@@ -24,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +44,7 @@ from howto.whole import write_json
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 8
+FEW_PROMPTS, FEW_TOKENS = 16, 8  # that `generate` is warmed up with
 
 
 def main() -> None:
@@ -55,7 +62,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="rows in flight (else: the profile's)")
     parser.add_argument("--max-new-tokens", type=int)
     parser.add_argument("--peers", nargs="*", default=["generate_8", "generate_64_sorted", "continuous_batching"])
+    parser.add_argument("--warm-up", action=argparse.BooleanOptionalAction, help="else: on a GPU alone")
+    parser.add_argument("--output", type=Path, help="where the figures are kept, if not in benchmarks/results")
     arguments = parser.parse_args()
+    warm_up = arguments.device == "cuda" if arguments.warm_up is None else arguments.warm_up
     params = read_params(Path(__file__).parent.parent / "params.yaml")
     precision = arguments.precision or ("bfloat16" if arguments.device == "cuda" else "float32")
 
@@ -86,6 +96,7 @@ def main() -> None:
             device=device,
             peers=arguments.peers,
             checked=arguments.checked,
+            warm_up=warm_up,
         )
     result = {
         "command": f"python -m benchmarks.infer {' '.join(sys.argv[1:])}",
@@ -95,12 +106,13 @@ def main() -> None:
         "precision": precision,
         "rows": len(rows),
         "rows_in_flight": size,
+        "warmed_up": warm_up,
         "measured": measured,
     }
     print(json.dumps(result, indent=2))
     other = f"_{precision}" if arguments.precision else ""
     shape = arguments.folder.name if arguments.random_weights else "smollm2"
-    write_json(RESULTS / f"infer_{shape}_{arguments.device}{other}.json", result)
+    write_json(arguments.output or RESULTS / f"infer_{shape}_{arguments.device}{other}.json", result)
 
 
 def measure(
@@ -114,68 +126,92 @@ def measure(
     device: Any,
     peers: list[str],
     checked: int,
+    warm_up: bool,
 ) -> dict[str, dict[str, float]]:
     """Figures of this project and of its peers."""
     import torch
 
-    from howto.answering import Answering
-    from howto.base import load_adapter, load_base
-
-    answering = Answering(base, adapter, decoding, batch_size=size, precision=precision, device=device)
-    inputs = answering.fit(rows)
-    wanted = [(number, 0) for number, text in enumerate(inputs) if text is not None]
-    found: dict[int, str] = {}
-    tokens = 0
-
-    def ours() -> int:
-        nonlocal tokens
-        for number, _, answer in answering.answers(rows, inputs, wanted, bar="howto"):
-            found[number] = answer.text
-            tokens += answer.new_tokens
-        return tokens
-
-    measured = {"howto": timed(ours, len(wanted), device)}
-    tokenizer = answering.tokenizer
-    model = load_adapter(load_base(base, precision, device), adapter, base)
-
+    from howto.base import load_adapter, load_base, load_tokenizer
     from howto.prompt import prompt_ids
 
-    prompts = [prompt_ids(tokenizer, rows[number].instruction, inputs[number] or "") for number, _ in wanted]
-    peer = Peer(model, tokenizer, prompts, decoding.max_new_tokens)
+    ours = Ours(base, adapter, rows, decoding, size=size, precision=precision, device=device)
+    measured = {"howto": timed("howto", ours.answer, ours.answer if warm_up else None, len(ours.wanted), device)}
+    found, numbers, inputs = ours.found, [number for number, _ in ours.wanted], ours.inputs
+    del ours  # its memory is not that of the peers
+    gc.collect()
+    tokenizer = load_tokenizer(base)
+    prompts = [prompt_ids(tokenizer, rows[number].instruction, inputs[number] or "") for number in numbers]
+    model = load_adapter(load_base(base, precision, device), adapter, base)
     for name in peers:
         try:
-            measured[name] = timed(getattr(peer, name), len(wanted), device)
+            peer = Peer.of(name, model, tokenizer, prompts, decoding.max_new_tokens)
+            first = partial(peer.warm_up, name) if warm_up else None
+            measured[name] = timed(name, getattr(peer, name), first, len(prompts), device)
         except Exception as error:  # a peer that does not run here is a finding, not a failure of this benchmark
             print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
-    with torch.inference_mode():
-        alone = [peer.batch([place])[0] for place in range(min(checked, len(wanted)))]
-    same = [
-        found[number] == tokenizer.decode(ids, skip_special_tokens=True).strip()
-        for ids, (number, _) in zip(alone, wanted, strict=False)
-    ]
-    measured["howto"]["same_answers"] = round(sum(same) / len(same), 4)
+    if checked:
+        peer = Peer(model, tokenizer, prompts, decoding.max_new_tokens)
+        with torch.inference_mode():
+            alone = [peer.batch([place])[0] for place in range(min(checked, len(prompts)))]
+        same = [
+            found[number] == tokenizer.decode(ids, skip_special_tokens=True).strip()
+            for ids, number in zip(alone, numbers, strict=False)
+        ]
+        measured["howto"]["same_answers"] = round(sum(same) / len(same), 4)
     for figures in measured.values():
         figures["howto_is_times_as_fast"] = round(measured["howto"]["rows_per_second"] / figures["rows_per_second"], 2)
     return measured
 
 
-def timed(work: Callable[[], int], rows: int, device: Any) -> dict[str, float]:
-    """Seconds, rows and new tokens a second of some work, which gives its new tokens."""
+def timed(
+    name: str, work: Callable[[], int], warm_up: Callable[[], object] | None, rows: int, device: Any
+) -> dict[str, float]:
+    """Return seconds, rows and new tokens a second of work that returns its new tokens; the warm-up is not timed."""
     import torch
 
     from howto.memory import peak_bytes
 
+    if warm_up:
+        print(f"{name}: warming up", file=sys.stderr, flush=True)
+        warm_up()
     if device.type == "cuda":
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+    print(f"{name}: {rows} rows", file=sys.stderr, flush=True)
     start = time.perf_counter()
     tokens = work()
     seconds = time.perf_counter() - start
-    return {
+    figures = {
         "seconds": round(seconds, 2),
         "rows_per_second": round(rows / seconds, 2),
         "new_tokens_per_second": round(tokens / seconds, 1),
         "peak_memory_mib": round(peak_bytes(device) / 2**20),
     }
+    print(f"{name}: {figures}", file=sys.stderr, flush=True)
+    return figures
+
+
+class Ours:
+    """This project's way: loaded, merged, checked, and ready to answer."""
+
+    def __init__(
+        self, base: Path, adapter: Path, rows: list[Row], decoding: Infer, *, size: int, precision: str, device: Any
+    ) -> None:
+        from howto.answering import Answering
+
+        self._answering = Answering(base, adapter, decoding, batch_size=size, precision=precision, device=device)
+        self._rows = rows
+        self.inputs = self._answering.fit(rows)
+        self.wanted = [(number, 0) for number, text in enumerate(self.inputs) if text is not None]
+        self.found: dict[int, str] = {}  # answers, by the number of the row
+
+    def answer(self) -> int:
+        """Answer all rows that fit, and return the number of new tokens."""
+        tokens = 0
+        for number, _, answer in self._answering.answers(self._rows, self.inputs, self.wanted, bar="howto"):
+            self.found[number] = answer.text
+            tokens += answer.new_tokens
+        return tokens
 
 
 class Peer:
@@ -185,9 +221,27 @@ class Peer:
         from transformers import GenerationConfig
 
         self._model, self._prompts, self._eos = model, prompts, tokenizer.eos_token_id
+        self._tokenizer = tokenizer
         self._config = GenerationConfig(
             do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=self._eos, pad_token_id=self._eos
         )
+
+    @classmethod
+    def of(cls, name: str, model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> Peer:
+        """Return a peer with the model that this way of it needs: continuous batching wants the adapter merged."""
+        if name == "continuous_batching":
+            model = copy.deepcopy(model).merge_and_unload()
+        return cls(model, tokenizer, prompts, max_new_tokens)
+
+    def warm_up(self, name: str) -> None:
+        """Do some of the work, or all of it if graphs of its sizes are captured.
+
+        The prompts are read backwards, so that nothing that is kept of them shortens the work that is timed.
+        """
+        prompts, tokens = [prompt[::-1] for prompt in self._prompts], self._config.max_new_tokens
+        if name != "continuous_batching":
+            prompts, tokens = prompts[:FEW_PROMPTS], min(FEW_TOKENS, tokens)
+        getattr(Peer(self._model, self._tokenizer, prompts, tokens), name)()
 
     def generate_8(self) -> int:
         """In batches of 8, in file order."""
@@ -198,11 +252,10 @@ class Peer:
         return self._all(sorted(range(len(self._prompts)), key=lambda place: -len(self._prompts[place])), 64)
 
     def continuous_batching(self) -> int:
-        """By transformers' `generate_batch`, which wants the adapter merged."""
-        import copy
-
-        model = copy.deepcopy(self._model).merge_and_unload()
-        outputs = model.generate_batch(inputs=self._prompts, generation_config=self._config, progress_bar=False)
+        """By transformers' `generate_batch`; what it has set up is kept for the next time."""
+        generate = self._model.generate_batch
+        more = {"persistent_manager": True} if "persistent_manager" in inspect.signature(generate).parameters else {}
+        outputs = generate(inputs=self._prompts, generation_config=self._config, progress_bar=False, **more)
         return sum(len(output.generated_tokens) for output in outputs.values())
 
     def batch(self, places: list[int]) -> list[list[int]]:

@@ -1,16 +1,18 @@
 """Compare this project's training engine with TRL's SFTTrainer and transformers' Trainer.
 
-python -m benchmarks.train [--model models/base] [--data data/howto] [--rows 48] [--turns 1] [--engines NAME ...]
+python -m benchmarks.train [--model models/base] [--data data/howto] [--rows 48] [--turns 1] [--warm-up 1]
+    [--engines NAME ...] [--output FILE]
 
 All engines see the same rows, tokens, model and initial adapter. `--model` is a Hugging Face folder. If it has no
 weights (../shared/data/tinyllama), they are random: time and memory are real, the text is noise. `--data` is a JSONL
 file in Dolly's columns, or a folder of such files, from which rows are taken in turn. Every engine runs in a process of
 its own, one after the other, for one epoch: batches of 8, all-linear LoRA, r 8, dropout 0.05, AdamW, cosine. Speed
-counts real tokens, no padding, from the first step to the last. `share_of_4n_limit` compares it with 4 FLOPs a token
-and parameter of the layers, at the fastest matrix product of all runs. Peak memory is that of the process (on a GPU:
-the most that torch held). `loss_after` is the mean loss of all rows after training, measured in the same way for all:
-by the model's own forward pass, row by row. The peers use all instructions that the CPU has, this project those that
-params.yaml allows. They need `pip install -r requirements-test.lock`.
+counts real tokens, no padding, from the end of the last warm-up step to the end of the last step; setting up, and the
+first `--warm-up` steps of the epoch, are not timed. `share_of_4n_limit` compares it with 4 FLOPs a token and parameter
+of the layers, at the fastest matrix product of all runs. Peak memory is that of the process (on a GPU: the most that
+torch held). `loss_after` is the mean loss of all rows after training, measured in the same way for all: by the model's
+own forward pass, row by row. The peers use all instructions that the CPU has, this project those that params.yaml
+allows. They need `pip install -r requirements-test.lock`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -56,6 +59,53 @@ ENGINES = {
 }
 ON_GPU_ONLY, ON_CPU_ONLY = {"trl_liger"}, {"howto_native", "howto_bfloat16"}
 LEARNING_RATE = 5e-4
+WARM_UP = {"cpu": 1, "cuda": 3}  # steps: the first ones allocate memory, compile, and capture graphs
+
+
+@dataclass(frozen=True)
+class Run:
+    """The loss of each step, in nats a response token; seconds and real tokens of the steps that were timed."""
+
+    losses: list[float]
+    seconds: float
+    tokens: int
+
+
+class Clock:
+    """Times the optimizer steps within a `with` block, whatever trains, from the end of the first `warm_up` steps on.
+
+    Raises:
+        ValueError: no step was left to time.
+    """
+
+    def __init__(self, warm_up: int, device: torch.device) -> None:
+        self.seconds = 0.0
+        self._warm_up, self._device, self._steps = warm_up, device, 0
+
+    def __enter__(self) -> Clock:
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        self._hook = register_optimizer_step_post_hook(self._on_step)
+        self._start = self._now()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._hook.remove()
+        self.seconds = self._now() - self._start
+        if kind is None and self._steps <= self._warm_up:
+            raise ValueError(f"expected more than {self._warm_up} steps, got {self._steps}. Lower --warm-up.")
+
+    def _on_step(self, *_: object) -> None:
+        self._steps += 1
+        if self._steps == self._warm_up:
+            self._start = self._now()
+
+    def _now(self) -> float:
+        import torch
+
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 def main() -> None:
@@ -68,9 +118,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=None)
     parser.add_argument("--turns", type=int, default=1, help="the fastest of so many runs counts (%(default)s)")
+    parser.add_argument("--warm-up", type=int, help="steps before the clock starts (1 on a CPU, 3 on a GPU)")
     parser.add_argument("--not-deterministic", action="store_true")
+    parser.add_argument("--output", type=Path, help="where the table is kept, if not in benchmarks/results")
     parser.add_argument("--one", choices=ENGINES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.warm_up is None:
+        arguments.warm_up = WARM_UP[arguments.device]
+    if not 0 <= arguments.warm_up < (steps := -(-arguments.rows // arguments.batch_size)):
+        parser.error(f"--warm-up: expected 0 to {steps - 1} of the epoch's {steps} steps, got {arguments.warm_up}")
     if arguments.one:
         print(json.dumps(run_one(arguments)))
         return
@@ -97,12 +153,13 @@ def main() -> None:
         "command": f"python -m benchmarks.train {' '.join(sys.argv[1:])}",
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()},
+        "warm_up_steps": arguments.warm_up,
         "what": {name: ENGINES[name] for name in measured},
         "measured": measured,
     }
     print(json.dumps(result, indent=2))
     name = "smollm2" if arguments.model == Path("models/base") else arguments.model.name
-    write_json(RESULTS / f"train_{name}_{arguments.device}.json", result)
+    write_json(arguments.output or RESULTS / f"train_{name}_{arguments.device}.json", result)
 
 
 def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -141,34 +198,34 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
     parameters = sum(
         w.numel() for n, w in model.named_parameters() if w.ndim == 2 and "lora" not in n and "embed" not in n
     )
-    ordered = [row for step in steps_of_epoch(examples, profile.batch_size, shared.seed, 1) for row in step]
+    steps = list(steps_of_epoch(examples, profile.batch_size, shared.seed, 1))
     peak = peak_flops(device, getattr(torch, precision))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
     if arguments.one.startswith("howto"):
         from howto.engine import Engine
         from howto.training import Trainer
 
         engine = Engine(model, examples, shared, profile, tokenizer.eos_token_id)
         trainer = Trainer(engine, examples, [], shared, profile)
-        start = time.perf_counter()
-        losses = [loss for *_, loss in trainer.run().train]
-        seconds = time.perf_counter() - start
+        with Clock(arguments.warm_up, device) as clock:
+            losses = [loss for *_, loss in trainer.run().train]
+        run = Run(losses, clock.seconds, sum(len(row) for step in steps[arguments.warm_up :] for row in step))
     else:
-        losses, seconds = run_peer(arguments.one, model, ordered, shared, profile, arguments.model)
+        ordered = [row for step in steps for row in step]
+        run = run_peer(arguments.one, model, ordered, shared, profile, arguments.model, warm_up=arguments.warm_up)
     memory = peak_bytes(device)
-    tokens = sum(map(len, examples))
+    speed = run.tokens / run.seconds
     return {
-        "tokens_per_second": round(tokens / seconds, 1),
-        "seconds": round(seconds, 2),
-        "tokens": tokens,
-        "steps": len(losses),
+        "tokens_per_second": round(speed, 1),
+        "seconds": round(run.seconds, 2),
+        "tokens": run.tokens,
+        "steps": len(run.losses) - arguments.warm_up,
         "peak_memory_mib": round(memory / 2**20),
-        "flops": 4 * parameters * tokens / seconds,
+        "flops": 4 * parameters * speed,
         "peak": peak,
         "precision": precision,
-        "first_loss": round(losses[0], 4),
+        "first_loss": round(run.losses[0], 4),
         "loss_after": round(loss_after(model, examples), 4),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "torch": str(torch.__version__),
@@ -228,14 +285,10 @@ def run_peer(  # noqa: PLR0917
     profile: ProfileTrain,
     tokenizer_folder: Path,
     warm_up: int = 0,
-) -> tuple[list[float], float]:
-    """Losses and seconds of a peer's pass over the rows, in their order where the setting allows one.
-
-    The clock starts after `warm_up` steps.
-    """
-    import torch
+) -> Run:
+    """Run a peer over the rows once, in their order where the setting allows one; the first `warm_up` steps untimed."""
     from datasets import Dataset
-    from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+    from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
     from trl import SFTConfig, SFTTrainer
 
     device = next(model.parameters()).device
@@ -287,21 +340,24 @@ def run_peer(  # noqa: PLR0917
             trainer = SFTTrainer(
                 model=model, args=SFTConfig(**common, **settings), train_dataset=data, processing_class=tokenizer
             )
-        started = [time.perf_counter()]
+        tokens_of_steps = count_tokens(trainer)
+        with Clock(warm_up, device) as clock:
+            trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return Run(losses, clock.seconds, sum(tokens_of_steps[warm_up : len(losses)]))
 
-        class Clock(TrainerCallback):  # type: ignore[misc]
-            def on_step_end(self, _: Any, state: Any, control: Any, **more: Any) -> None:
-                if state.global_step == warm_up:
-                    if device.type == "cuda":
-                        torch.cuda.synchronize()
-                    started[0] = time.perf_counter()
 
-        trainer.add_callback(Clock())
-        trainer.train()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - started[0]
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], seconds
+def count_tokens(trainer: Any) -> list[int]:
+    """Let a peer's trainer note the real tokens of each batch: in what order it takes rows is its own choice."""
+    found: list[int] = []
+    collate = trainer.data_collator
+
+    def noted(rows: list[dict[str, Any]]) -> Any:
+        found.append(sum(len(row["input_ids"]) for row in rows))
+        return collate(rows)
+
+    trainer.data_collator = noted
+    return found
 
 
 def loss_after(model: PeftModel, examples: list[Example]) -> float:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "slots"
+ALIGNED = 8  # elements of a mask: 16 bytes in bfloat16
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.25}  # of logits, beside the model's own
 
 
@@ -85,7 +86,8 @@ class Slots:
         # Which tokens of a pass are kept, and where; none: not kept. The tokens of a shared prefix go to many slots.
         self._slots = self._places = torch.zeros(0, dtype=torch.int64)
         self._kept: torch.Tensor | None = None  # flat positions in the pass; None: all, in their order
-        self._longest, self._visible = 0, torch.zeros(0, dtype=torch.bool)
+        self._longest = 0  # place and 1 that a step looks at; 0 where rows enter
+        self._mask: torch.Tensor | None = None  # of this step, for all layers; see `_mask_for`
         self._graphs = Graphs(self.pass_through, capacity, length) if model.device.type == "cuda" else None
 
     def enter(self, rows: Sequence[list[int]], first: int) -> torch.Tensor:
@@ -125,8 +127,7 @@ class Slots:
     def pass_through(self, tokens: torch.Tensor, places: torch.Tensor, longest: int) -> torch.Tensor:
         """A step in which no row looks beyond the first `longest` places."""
         self._slots, self._places, self._longest = torch.arange(len(tokens), device=tokens.device), places, longest
-        self._kept = None
-        self._visible = torch.arange(longest, device=places.device) <= places[:, None]  # [rows, longest]
+        self._kept = self._mask = None
         output = self._model(
             input_ids=tokens[:, None], position_ids=places[:, None], slots=self, use_cache=False, logits_to_keep=1
         )
@@ -151,16 +152,31 @@ class Slots:
             raise Stop("attention that is not computed here")
         assert self._cache is not None
         keys, values = self._cache[layer, :, : len(query), :, : self._longest]
-        # The heads that share keys are computed as several queries of one head, so that keys are read once.
+        # The heads that share keys are computed as several queries of one head, so that keys are read once. Each head
+        # of keys is a row of its own: kernels put the heads of a row behind its queries, and a copy would follow.
         rows, heads, _, size = query.shape
+        pairs = rows * keys.shape[1]
+        if self._mask is None:
+            self._mask = self._mask_for(keys.shape[1], query.dtype)
         attended = scaled_dot_product_attention(
-            query.reshape(rows, keys.shape[1], heads // keys.shape[1], size),
-            keys,
-            values,
-            attn_mask=self._visible[:, None, None],
+            query.reshape(pairs, 1, -1, size),
+            keys.view(pairs, 1, self._longest, size),
+            values.view(pairs, 1, self._longest, size),
+            attn_mask=self._mask,
             scale=more.get("scaling"),
         )
         return attended.reshape(rows, 1, heads, size)
+
+    def _mask_for(self, heads: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return what a step adds to the scores of each row and head of keys [rows * heads, 1, 1, longest].
+
+        It is 0 for what a row sees, and -inf for what comes later. A GPU would convert a mask of bools for each layer,
+        and copy one whose lines do not start at multiples of 16 bytes.
+        """
+        width = -(-self._longest // ALIGNED) * ALIGNED
+        hidden = torch.arange(width, device=self._places.device) > self._places[:, None]
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+        return mask.repeat_interleave(heads, dim=0)[:, None, None, : self._longest]
 
     def _keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         if self._cache is None:
