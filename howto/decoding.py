@@ -22,6 +22,7 @@ from howto.batches import Example
 from howto.params.infer import Infer
 from howto.sampling import Sampler, chances_of
 from howto.slots import Flight
+from howto.stop_strings import StopStrings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,6 +62,7 @@ class _Row:
     slot: int | None  # None after the row has left
     tokens: list[int] = field(default_factory=list)
     chosen: int = 0  # tokens, read or not
+    starts: list[int] = field(default_factory=lambda: [0])  # see `StopStrings`
     has_ended: bool = False
     followers: defaultdict[tuple[int, ...], list[int]] = field(default_factory=lambda: defaultdict(list))
 
@@ -114,6 +116,7 @@ class Decoder:
         self._steps_ahead = int(runs_ahead)
         self._settles = is_precise and not runs_ahead
         self._sampler = Sampler(params, finds_close=self._settles)
+        self._stop_strings = StopStrings(tokenizer, params.stop)
         self._rows: list[_Row] = []
         size, device = flight.capacity, model.device
         self._device = device.type
@@ -225,11 +228,9 @@ class Decoder:
         if token == self._tokenizer.eos_token_id:
             return self._answer(row, "eos", self._text(row))
         row.append(token, self._params.no_repeat_ngram_size)
-        if self._params.stop:
-            text = self._text(row)
-            found = [place for place in map(text.find, self._params.stop) if place >= 0]
-            if found:
-                return self._answer(row, "stop", text[: min(found)])
+        text = self._stop_strings.cut(row.tokens, row.starts)
+        if text is not None:
+            return self._answer(row, "stop", text)
         if len(row.tokens) == self._params.max_new_tokens:
             return self._answer(row, "length", self._text(row))
         return None
