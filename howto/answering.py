@@ -20,6 +20,7 @@ from howto.params.infer import Infer
 from howto.prompt import completion_ids, fitting_input, prompt_ids
 from howto.rows import Row
 from howto.slots import OneRow, Slots, use_slots
+from howto.stop import Stop, is_out_of_memory
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -108,12 +109,29 @@ class Answering:
             return
         written = 0
         with tqdm(total=len(requests), desc=bar, unit="row", disable=None if bar else True) as progress:
-            for answer in self._decoder_for([request.prompt for request in requests]).answers(requests, watch):
+            for answer in self._decoded(requests, watch):
                 yield *wanted[answer.index], answer
                 written += answer.new_tokens
                 progress.update()
                 seconds = progress.format_dict["elapsed"]
                 progress.set_postfix_str(f"{written / max(seconds, 1e-6):,.0f} tok/s", refresh=False)
+
+    def _decoded(self, requests: Sequence[Request], watch: Callable[[int, list[int]], None] | None) -> Iterator[Answer]:
+        """Yield an answer to each request.
+
+        Raises:
+            Stop: memory ran out.
+        """
+        try:
+            yield from self._decoder_for([request.prompt for request in requests]).answers(requests, watch)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size = self._slots[0] if self._many else 1
+            rows, what = "1 row", "lower infer.max_new_tokens or infer.max_prompt_tokens"
+            if size > 1:
+                rows, what = f"{size} rows", f"set batch_size: {size // 2} under profiles.*.infer"
+            raise Stop(f"infer: out of memory with {rows} in flight; {what} in params.yaml, or free memory") from None
 
     def _decoder_for(self, prompts: Sequence[list[int]]) -> Decoder:
         """A decoder whose slots are long enough, and as many as can be used."""

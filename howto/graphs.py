@@ -1,7 +1,8 @@
 """Steps that are captured once as CUDA graphs, and then replayed: a GPU waits for no Python between its kernels.
 
-A graph is of fixed sizes. So steps are rounded up, to the next power of two of rows and to whole PLACES of places: what
-is computed for slots that are not in use goes nowhere, and places that a row has not reached are masked.
+A graph is of fixed sizes. So steps are rounded up: rows to one of ROWS or to all slots, and places to whole PLACES.
+What is computed for slots that are not in use goes nowhere, and places that a row has not reached are masked. Sizes are
+few because each is captured once, which takes longer than many steps, while a batch is full for most of a run.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+ROWS = (8, 64)
 PLACES = 256
 Pass = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
@@ -39,7 +41,8 @@ class Graphs:
                 self._captured[rows, reach] = _Captured(self._forward, padded[0], padded[1], reach, self._pool)
             except RuntimeError as error:  # a model that does what cannot be captured, such as to look at a number
                 torch.cuda.set_stream(stream)
-                first = str(error).splitlines()[0]
+                cause = first_cause(error)
+                first = (str(cause).strip() or repr(cause)).splitlines()[0]
                 print(f"note: this model is not captured as a CUDA graph, and so is slower ({first})", file=sys.stderr)
                 self._works = False
                 return self._forward(tokens, places, longest)
@@ -48,7 +51,15 @@ class Graphs:
 
 def rounded(rows: int, longest: int, capacity: int, length: int) -> tuple[int, int]:
     """The sizes of the graph for a step of so many rows and places."""
-    return min(capacity, 1 << (rows - 1).bit_length()), min(length, -(-longest // PLACES) * PLACES)
+    size = next((size for size in ROWS if rows <= size < capacity), capacity)
+    return size, min(length, -(-longest // PLACES) * PLACES)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Return the error that came first: a capture that fails raises again when it ends, which hides why it failed."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 class _Captured:

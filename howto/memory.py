@@ -16,7 +16,7 @@ from howto.container import free_in_container
 from howto.loss import CHUNK
 from howto.params.train import ProfileTrain
 from howto.sharding import own_part
-from howto.stop import Stop
+from howto.stop import Stop, is_out_of_memory
 
 if TYPE_CHECKING:
     from howto.engine import Engine
@@ -132,8 +132,7 @@ def says_out_of_memory(profile: ProfileTrain) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
+        if not is_out_of_memory(error):
             raise
         size = min(profile.micro_batch_size, _share(profile))
         what = f"set micro_batch_size: {size // 2}" if size > 1 else "set gradient_checkpointing: true"

@@ -17,6 +17,7 @@ LOOK = 0.5  # seconds between two looks at whether DVC is still there
 RANK = "HOWTO_RANK"  # of a process that another one started; see `group`
 NOTHING_KEPT = "nothing half-written was kept"
 OUT_OF_MEMORY = "out of memory; lower the batch size in params.yaml, or free memory"
+OUT_OF_MEMORY_IN_TORCH = ("out of memory", "can't allocate memory")
 NO_ROOM_FOR_A_LIBRARY = ("failed to map segment", "annot allocate memory")  # what the linker says
 
 
@@ -62,7 +63,7 @@ def stops_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         except OSError as error:
             _end(_of_the_machine(error), 1)
         except RuntimeError as error:
-            if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             first = str(error).splitlines()[0]
             _end(f"out of memory ({first}); lower micro_batch_size or batch_size in params.yaml", 1)
@@ -72,6 +73,11 @@ def stops_cleanly(main: Callable[[], None]) -> Callable[[], None]:
             _end(f"the disk is full; free space and run again ({NOTHING_KEPT})", 1)
 
     return run
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out: Python's, torch's on a CPU, or that of a GPU."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY_IN_TORCH)
 
 
 def ends_while_loading() -> None:

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from howto.adapter import make_optimizer, trained_weights
+from howto.async_copy import read_later
 from howto.batches import Batch, Example, steps_of_epoch
 from howto.group import Group
 from howto.params.train import ProfileTrain, Train
@@ -177,7 +178,7 @@ class Trainer:
         self._group.add_up([total, *self._gradients])
         torch.nn.utils.clip_grad_norm_(self._weights.values(), self._shared.max_grad_norm)
         self._optimizer.step()
-        return _on_its_way(total), rows
+        return read_later(total), rows
 
     def _batches(self, rows: list[Example]) -> Iterator[tuple[Batch, bool]]:
         """Yield this process's batches of the rows, and whether they count.
@@ -272,21 +273,6 @@ class Trainer:
                     self._optimizer.state[weight][key] = value.to(
                         weight.device if key != "step" or self._optimizer.defaults["fused"] else "cpu"
                     )
-
-
-def _on_its_way(value: torch.Tensor) -> Callable[[], float]:
-    """Begin to copy a number from a GPU, and return what waits for it, and not for what the GPU is given after it."""
-    if not value.is_cuda:
-        return value.item
-    copy = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
-    there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    there.record()
-
-    def wait() -> float:
-        there.synchronize()
-        return copy.item()
-
-    return wait
 
 
 def _seed(seed: int, step: int, batch: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from howto.decoding import SCORED, Answer, Decoder, Request, _parts
 from howto.params.infer import Infer, ProfileInfer
 from howto.prompt import completion_ids, prompt_ids
 from howto.rows import Prediction, Row, read_rows
-from howto.slots import OneRow, Slots, use_slots
+from howto.slots import Flight, OneRow, Slots, use_slots
 from howto.stop import Stop
 from tests.conftest import run_stage
 from tests.models import gemma2, llama
@@ -142,6 +143,93 @@ def test_tokens_that_are_all_but_equally_likely_are_chosen_by_the_row_alone(fini
         found.append({answer.index: answer.text for answer in answers})
     assert found[0] == found[1] == found[2]
     assert len(set(found[0].values())) > 6
+
+
+class Recorded:
+    """A flight, and in which order its steps were launched and their tokens read."""
+
+    def __init__(self, flight: Flight, length: int) -> None:
+        self._flight, self._length = flight, length
+        self.capacity = flight.capacity
+        self.events: list[str] = []
+        self.watched: dict[int, list[list[int]]] = {}
+
+    def enter(self, rows: Sequence[list[int]], first: int) -> torch.Tensor:
+        self.events.append("launch")
+        return self._flight.enter(rows, first)
+
+    def step(self, tokens: torch.Tensor, places: torch.Tensor, longest: int) -> torch.Tensor:
+        assert int(places.max()) < longest <= self._length  # within the cache
+        self.events.append("launch")
+        return self._flight.step(tokens, places, longest)
+
+    def move(self, source: int, target: int) -> None:
+        self._flight.move(source, target)
+
+    def logits(self, rows: Sequence[Example]) -> torch.Tensor:
+        return self._flight.logits(rows)
+
+    def watch(self, index: int, tokens: list[int]) -> None:
+        self.watched.setdefault(index, []).append(list(tokens))
+        if self.events[-1:] != ["read"]:
+            self.events.append("read")
+
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 1.0}, {"repetition_penalty": 1.3}, {"stop": ["s. Th", " box"]}, {"max_new_tokens": 1}],
+    ids=str,
+)
+def test_a_decoder_that_runs_ahead_gives_the_same_answers(
+    finished: Path, rows: list[Row], settings: dict[str, Any], device: str
+) -> None:
+    base = finished / "models/base"
+    tokenizer = load_tokenizer(base)
+    model = load_base(base, "float32", torch.device(device)).requires_grad_(False)
+    assert use_slots(model, prompt_ids(tokenizer, "Do.", "How?"))
+    decoding = infer(**{"max_new_tokens": 24, **settings})
+    prompts = [prompt_ids(tokenizer, row.instruction, row.input) for row in rows]
+    requests = [Request(n, prompt, rows[n].id, seed=5) for n, prompt in enumerate(prompts)]
+    longest = max(map(len, prompts)) + decoding.max_new_tokens
+    found = []
+    for ahead in (False, True):
+        flight = Recorded(Slots(model, 7, longest), longest - 1)  # rows enter at different times
+        decoder = Decoder(model, flight, tokenizer, decoding, runs_ahead=ahead)
+        for _ in range(2):  # the second time in the same cache
+            answers = sorted(decoder.answers(requests, flight.watch), key=lambda answer: answer.index)
+        found.append((answers, flight.watched))
+        if decoding.max_new_tokens > 1:
+            assert flight.events[:3] == ["launch", *(["launch", "read"] if ahead else ["read", "launch"])]
+    assert found[0] == found[1]
+    stops = {answer.stop for answer in found[0][0]}
+    assert stops == (
+        {"length"} if decoding.max_new_tokens == 1 else {"eos", "length", *(["stop"] * ("stop" in settings))}
+    )
+
+
+def test_a_decoder_that_runs_ahead_answers_row_by_row_too(finished: Path) -> None:
+    tokenizer = load_tokenizer(finished / "models/base")
+    model = gemma2(len(tokenizer))
+    requests = [Request(n, [random.Random(n).randrange(3, 500) for _ in range(4 + n)]) for n in range(4)]
+    found = [
+        list(Decoder(model, OneRow(model), tokenizer, infer(max_new_tokens=9), runs_ahead=ahead).answers(requests))
+        for ahead in (False, True)
+    ]
+    assert found[0] == found[1]
+
+
+def test_what_the_host_decides_between_two_steps_is_not_run_ahead_of(finished: Path) -> None:
+    tokenizer = load_tokenizer(finished / "models/base")
+    model = llama(len(tokenizer))
+    with pytest.raises(ValueError, match="no_repeat_ngram_size"):
+        Decoder(model, OneRow(model), tokenizer, infer(no_repeat_ngram_size=2), runs_ahead=True)
 
 
 def test_a_model_of_another_kind_is_answered_row_by_row_as_by_its_own_generate(finished: Path) -> None:

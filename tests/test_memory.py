@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from howto.memory import available_bytes, check_memory, says_out_of_memory
 from howto.params.file import read_params
 from howto.params.train import ProfileTrain, Train
 from howto.stop import Stop
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_stage
+from tests.in_process import edit_params
 
 CPU = torch.device("cpu")
 PARAMS = read_params(ROOT / "params.yaml")
@@ -156,3 +158,22 @@ def test_memory_that_runs_out_all_the_same_is_the_same_line() -> None:
             torch.empty(2**50, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="shape"), says_out_of_memory(profile(8)):
         torch.empty(2, 3) @ torch.empty(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (128, "with 12 rows in flight; set batch_size: 6 under profiles.*.infer in params.yaml, or free memory"),
+        (1, "with 1 row in flight; lower infer.max_new_tokens or infer.max_prompt_tokens in params.yaml, "),
+    ],
+)
+def test_answers_that_need_more_memory_than_there_is_are_one_line(workplace: Path, size: int, said: str) -> None:
+    path = workplace / "models/base/config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "max_position_embeddings": 2**50}), encoding="utf-8")
+    edit_params(workplace, "max_new_tokens: 48 ", f"max_new_tokens: {2**45} ")  # a cache that no machine can hold
+    edit_params(workplace, "batch_size: 128 ", f"batch_size: {size} ")
+    done = run_stage(workplace, "stages.infer", "--stage", "adapter")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: infer: out of memory") and said in line

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from howto.batches import Example
-from howto.graphs import rounded
+from howto.graphs import first_cause, rounded
 from howto.slots import NAME, OneRow, Slots, use_slots
 from tests.models import gemma2, llama, mistral
 
@@ -88,10 +88,34 @@ def test_a_step_that_is_rounded_up_has_the_logits_of_one_that_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows_", "longest", "wanted"), [(1, 1, (1, 256)), (3, 257, (4, 512)), (200, 900, (250, 1000)), (8, 256, (8, 256))]
+    ("rows_", "longest", "wanted"),
+    [
+        (1, 1, (8, 256)),
+        (3, 257, (8, 512)),
+        (8, 256, (8, 256)),
+        (9, 256, (64, 256)),
+        (64, 1, (64, 256)),
+        (65, 1, (250, 256)),
+        (200, 900, (250, 1000)),
+    ],
 )
 def test_steps_are_rounded_up_but_not_beyond_what_there_is(rows_: int, longest: int, wanted: tuple[int, int]) -> None:
     assert rounded(rows_, longest, 250, 1000) == wanted
+
+
+def test_steps_are_rounded_up_to_all_slots_where_these_are_few() -> None:
+    assert [rounded(3, 1, capacity, 1000)[0] for capacity in (3, 8, 9)] == [3, 8, 8]
+    assert rounded(20, 1, 40, 1000)[0] == 40
+
+
+def test_the_first_cause_of_a_capture_that_failed_is_found() -> None:
+    try:
+        try:
+            raise ValueError("the cause")
+        finally:
+            raise RuntimeError("what the end of the capture says")
+    except RuntimeError as error:
+        assert str(first_cause(error)) == "the cause"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are captured on a GPU alone")
