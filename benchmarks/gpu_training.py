@@ -6,6 +6,7 @@ import json
 import random
 import sys
 import time
+from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -21,46 +22,32 @@ if TYPE_CHECKING:
 
 
 def self_check(check: Check) -> Figures:
-    """D. How far a packed forward pass is from the model's own, and how far one with a leaking mask is."""
-    import torch
-
+    """D. How far apart the engine's ways of computing the same are, on 20 draws of rows, and what is still accepted."""
     from howto.batches import collate, pack
-    from howto.loss import response_loss
+    from howto.engine import OF_GRADIENTS, OF_STATES, PROBED, distance, nonzero_adapter, response_states
 
     model = check.adapted().eval()
-    base = model.get_base_model()
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.02)
-    rows = check.examples(200)
-    draws = [random.Random(seed).sample(sorted(rows, key=len)[:40], 2) for seed in range(20)]
-    middle = sorted(rows, key=len)[len(rows) // 2 - 4 : len(rows) // 2 + 4]
-    pad = check.tokenizer.eos_token_id
-
-    def alone(row: Example) -> torch.Tensor:
-        inputs = collate([row], pad, check.device).model_inputs()
-        return base.get_decoder()(**inputs, use_cache=False).last_hidden_state[0]  # type: ignore[no-any-return]
-
-    with torch.no_grad():
-        wanted = [
-            sum(response_loss(base, collate([row], pad, check.device), fused=False).item() for row in rows)
-            for rows in draws
-        ]
-        hidden = torch.cat([alone(row) for row in middle]).float()
-        engine = check.engine(model, rows, check.profile(1), compiled=False)
-        found = [sum(engine.loss(batch).item() for batch in engine.batches(rows)) for rows in draws]
-        inputs = pack(middle, check.device, share_prefix=False).model_inputs()
-        packed = base.get_decoder()(**inputs, use_cache=False).last_hidden_state[0].float()
-        inputs["row_ends"] = inputs["row_ends"][[0, -1]]
-        inputs["longest_row"] = len(packed)
-        leaking = base.get_decoder()(**inputs, use_cache=False).last_hidden_state[0].float()
-    apart = [abs(one - other) / abs(other) for one, other in zip(found, wanted, strict=True)]
-    return {
-        "loss_relative_mean": round(sum(apart) / len(apart), 6),
-        "loss_relative_max": round(max(apart), 6),
-        "hidden_relative_norm": round(((packed - hidden).norm() / hidden.norm()).item(), 6),
-        "hidden_relative_norm_leaking": round(((leaking - hidden).norm() / hidden.norm()).item(), 6),
+    base, rows = model.get_base_model(), sorted(check.examples(200), key=len)
+    middle, pad = rows[len(rows) // 4 : -(len(rows) // 4)], check.tokenizer.eos_token_id
+    draws = [random.Random(seed).sample(middle, min(PROBED, len(middle))) for seed in range(4 if check.tiny else 20)]
+    draws = [sorted(draw, key=len) for draw in draws]  # as the engine's batches are
+    found: dict[str, list[float]] = {"packed": [], "leaking": []}
+    with nonzero_adapter(model):
+        alone = [response_states(base, (collate([row], pad, check.device) for row in draw)) for draw in draws]
+    engine = check.engine(model, rows, check.profile(1), compiled=True)
+    with nonzero_adapter(model):
+        for draw, wanted in zip(draws, alone, strict=True):
+            batch = pack(draw, check.device)
+            found["packed"].append(distance(response_states(base, [batch]), wanted))
+            assert batch.ends is not None
+            batch.ends[1:-1] = 0  # one row as long as the pack
+            leaking = replace(batch, longest=batch.input_ids.shape[1])
+            found["leaking"].append(distance(response_states(base, [leaking]), wanted))
+    figures: Figures = {
+        name: {"least": round(min(values), 5), "most": round(max(values), 5)} for name, values in found.items()
     }
+    limits = {"hidden states": OF_STATES[check.dtype], "gradients": OF_GRADIENTS[check.dtype]}
+    return {**figures, "limits": limits, "compiled": engine._is_compiled, "head": engine._fused}
 
 
 def training(check: Check, *, compiled: bool) -> Figures:

@@ -115,20 +115,20 @@ class _Grouped(torch.autograd.Function):
         *trained: torch.Tensor,
     ) -> torch.Tensor:
         """`x` [tokens, inputs], `wide` [outputs, inputs + ranks], `a` [ranks, inputs]."""
-        both = torch.cat([x, _seen(x, key, rate) @ a.T], dim=1)
-        ctx.save_for_backward(both, wide, a, key)
+        seen = _seen(x, key, rate)
+        inner = seen @ a.T
+        ctx.save_for_backward(seen, inner, wide, a, key)
         ctx.rate, ctx.outputs, ctx.ranks, ctx.scales, ctx.dtype = rate, outputs, ranks, scales, trained[0].dtype
-        return both @ wide.T
+        return torch.cat([x, inner], dim=1) @ wide.T
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         """Gradients of `x` and of the trained weights."""
-        both, wide, a, key = ctx.saved_tensors
+        seen, inner, wide, a, key = ctx.saved_tensors
         (grad,) = gradients  # [tokens, outputs]
-        x, inner = both.split([a.shape[1], a.shape[0]], dim=1)
         grad_x, grad_inner = (grad @ wide).split([a.shape[1], a.shape[0]], dim=1)
         grad_x = grad_x + _seen(grad_inner @ a, key, ctx.rate)
-        grad_a = (grad_inner.T @ _seen(x, key, ctx.rate)).to(ctx.dtype)
+        grad_a = (grad_inner.T @ seen).to(ctx.dtype)
         grad_b = (grad.T @ inner).to(ctx.dtype)  # [outputs, ranks]: those of an adapter are a block of it
         trained, row, top = [], 0, 0
         for outputs, rank, scale in zip(ctx.outputs, ctx.ranks, ctx.scales, strict=True):
