@@ -150,11 +150,13 @@ class CompiledLayers:
     ) -> None:
         """`forwards` are modules with the forward methods that they had."""
         self._dropout, self._forwards = dropout, forwards
-        trained = [weight for group in groups for weight in group.trained]
+        trained: list[torch.Tensor] = []
+        for group in groups:
+            trained += group.trained
         self._from_a, self._from_b = trained[::2], trained[1::2]
-        self._to_a, self._to_b, self._scales = zip(
-            *(place for group in groups for place in group.places()), strict=True
-        )
+        places = [place for group in groups for place in group.places()]
+        self._to_a, self._to_b = [a for a, _, _ in places], [b for _, b, _ in places]
+        self._scales = [scale for *_, scale in places]
         self._hook = decoder.register_forward_pre_hook(lambda *_: self._refresh())
 
     @property
