@@ -21,10 +21,12 @@ def flight_and_decoder(check: Check, model: Any, count: int) -> tuple[Any, Any]:
 
     from howto.answering import PROBE
     from howto.decoding import Decoder
+    from howto.lean import use_fused_norms
     from howto.prompt import prompt_ids
     from howto.slots import Slots, use_slots
 
     model.requires_grad_(False)
+    use_fused_norms(model)
     new = 8 if check.tiny else 128
     longest = max(len(row.prompt) for row in check.examples(512 if not check.tiny else 16))
     with torch.inference_mode():
@@ -38,7 +40,8 @@ def flight_and_decoder(check: Check, model: Any, count: int) -> tuple[Any, Any]:
 def decoding(check: Check) -> Figures:
     """H. Answers to 512 prompts, 256 rows in flight: base and adapter, with graphs and without."""
 
-    from howto.answering import use_unmerged
+    from howto.answering import PROBE, use_unmerged
+    from howto.prompt import prompt_ids
 
     prompts, at_once = (16, 8) if check.tiny else (512, 256)
     wanted = requests(check, prompts)
@@ -46,7 +49,7 @@ def decoding(check: Check) -> Figures:
     for name in ("base", "adapter"):
         model = check.model() if name == "base" else check.adapted().eval()
         if name == "adapter":
-            use_unmerged(model, check.dtype)
+            use_unmerged(model, check.dtype, prompt_ids(check.tokenizer, *PROBE))
         flight, decoder = flight_and_decoder(check, model, at_once)
         ways = ("first run", "second run", "no graphs") if name == "base" else ("first run", "second run")
         for way in ways:

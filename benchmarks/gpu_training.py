@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def self_check(check: Check) -> Figures:
     """D. How far apart the engine's ways of computing the same are, on 20 draws of rows, and what is still accepted."""
     from howto.batches import collate, pack
-    from howto.engine import OF_GRADIENTS, OF_STATES, PROBED, distance, nonzero_adapter, response_states
+    from howto.engine import OF_GRADIENTS, PROBED, nonzero_adapter, response_states
+    from howto.lean import OF_STATES, distance
 
     model = check.adapted().eval()
     base, rows = model.get_base_model(), sorted(check.examples(200), key=len)

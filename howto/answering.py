@@ -15,7 +15,8 @@ from tqdm import tqdm
 from howto.base import load_adapter, load_base, load_tokenizer
 from howto.batches import Example
 from howto.decoding import Answer, Decoder, Request
-from howto.lean import use_lean_layers
+from howto.grouped import Groups
+from howto.lean import OF_STATES, distance, use_fused_norms, use_lean_layers
 from howto.params.infer import Infer
 from howto.prompt import completion_ids, fitting_input, prompt_ids
 from howto.rows import Row
@@ -30,11 +31,29 @@ if TYPE_CHECKING:
 PROBE = ("Write instructions.", "How do I tie a knot?")  # a prompt to try a model with
 
 
-def use_unmerged(adapted: PeftModel, dtype: torch.dtype) -> None:
-    """Let an adapter compute beside its base, in the base's precision."""
+def use_unmerged(adapted: PeftModel, dtype: torch.dtype, probe: list[int]) -> None:
+    """Let an adapter compute beside its base, in the base's precision; `probe` is a prompt to try it with."""
     use_lean_layers(adapted, 0.0)
     for weight in adapted.parameters():
         weight.data = weight.data.to(dtype)
+    if next(adapted.parameters()).device.type == "cuda":
+        use_groups(adapted, probe)
+
+
+@torch.inference_mode()
+def use_groups(adapted: PeftModel, probe: list[int]) -> bool:
+    """Compute adapters of one input together (see `grouped`), if that gives the same hidden states but for rounding."""
+    decoder = adapted.get_base_model().get_decoder()
+    sample = {"input_ids": torch.tensor([probe], device=next(adapted.parameters()).device)}
+    wanted = decoder(**sample).last_hidden_state
+    try:
+        groups = Groups(decoder, sample)
+    except RuntimeError:  # adapters of another kind
+        return False
+    if distance(decoder(**sample).last_hidden_state, wanted) <= OF_STATES[wanted.dtype]:
+        return True
+    groups.undo()
+    return False
 
 
 class Answering:
@@ -63,7 +82,9 @@ class Answering:
             if model.dtype == torch.float32:  # merged, bfloat16 weights would be rounded, and answer otherwise
                 model = adapted.merge_and_unload()
             else:
-                use_unmerged(adapted, model.dtype)
+                use_unmerged(adapted, model.dtype, prompt_ids(self.tokenizer, *PROBE))
+        if device.type == "cuda":
+            use_fused_norms(model)
         self._model, self._decoding, self._batch_size = model.requires_grad_(False), decoding, batch_size
         self._longest = self.reads - decoding.max_new_tokens
         if decoding.max_prompt_tokens is not None:

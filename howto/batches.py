@@ -120,9 +120,9 @@ def collate(examples: list[Example], pad: int, device: torch.device) -> Batch:
     longest = max(map(len, examples))
     ids = [[*example.prompt, *example.completion, *[pad] * (longest - len(example))] for example in examples]
     return Batch(
-        _on(device, ids),
-        _on(device, _places(examples, [longest * row for row in range(len(examples))])),
-        _on(device, [token for example in examples for token in example.completion]),
+        on_device(device, ids),
+        on_device(device, _places(examples, [longest * row for row in range(len(examples))])),
+        on_device(device, [token for example in examples for token in example.completion]),
         sum(map(len, examples)),
     )
 
@@ -144,12 +144,12 @@ def pack(examples: list[Example], device: torch.device, *, share_prefix: bool = 
         own += [0] * padding
         positions += range(padding)
     return Batch(
-        _on(device, [[*examples[0].prompt[:prefix], *own]]),
-        _on(device, _places(examples, [start - prefix for start in ends])),
-        _on(device, [token for example in examples for token in example.completion]),
+        on_device(device, [[*examples[0].prompt[:prefix], *own]]),
+        on_device(device, _places(examples, [start - prefix for start in ends])),
+        on_device(device, [token for example in examples for token in example.completion]),
         sum(map(len, examples)),
-        _on(device, [[*range(prefix), *positions]]),
-        _on(device, ends, torch.int32),
+        on_device(device, [[*range(prefix), *positions]]),
+        on_device(device, ends, torch.int32),
         max(*map(len, examples), padding),
     )
 
@@ -172,6 +172,7 @@ def _places(examples: list[Example], starts: list[int]) -> list[int]:
     ]
 
 
-def _on(device: torch.device, values: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+def on_device(device: torch.device, values: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    """Return numbers as a tensor; the host does not wait until a GPU has it."""
     tensor = torch.tensor(values, dtype=dtype)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -17,7 +17,7 @@ import torch
 
 from howto.adapter import trained_weights
 from howto.batches import Batch, Example, collate, micro_batches
-from howto.lean import use_lean_layers
+from howto.lean import OF_STATES, distance, use_lean_layers
 from howto.loss import has_plain_head, response_loss
 from howto.packing import attend_row_by_row
 from howto.params.train import ProfileTrain, Train
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from howto.lean import Dropout
     from howto.step_graphs import TrainingGraphs
 
-# How far two ways of computing the same may be apart, as relative norm: a mask that leaks is further apart than 0.5.
-OF_STATES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+# How far two ways of computing the same may be apart: gradients as relative norm, and a summed loss. See OF_STATES.
 OF_GRADIENTS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.15}
 OF_LOSS = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 1e-2}
 PROBED = 8  # rows on a GPU
@@ -68,6 +67,8 @@ class Engine:
             stream.wait_stream(torch.cuda.current_stream())
             torch.cuda.set_stream(stream)
         model.eval()
+        self.checkpointing = profile.gradient_checkpointing
+        self.keep_activations(not self.checkpointing)  # before layers are compiled: they would be compiled again
         probe = probe_rows(examples, self.device)
         with nonzero_adapter(model):
             wanted = response_states(self.base, (collate([row], pad, self.device) for row in probe))
@@ -83,8 +84,6 @@ class Engine:
             layers = self._compiled(probe, wanted, shared.lora.dropout) if compiled else None
         self._is_compiled = layers is not None
         self._dropout = layers or self._dropout
-        self.checkpointing = profile.gradient_checkpointing
-        self.keep_activations(not self.checkpointing)
         fits = self._is_compiled and self._fused and shared.packing and not (self.checkpointing or profile.fsdp)
         if self.device.type == "cuda" and fits:
             from howto.step_graphs import TrainingGraphs
@@ -142,13 +141,13 @@ class Engine:
 
     def _compiled(self, probe: list[Example], wanted: torch.Tensor, rate: float) -> CompiledLayers | None:
         """Compile the layers, and compare them with those before, forward and backward; None if that fails here."""
-        from howto.compiled import compile_layers
+        from howto.compiled import CompiledLayers
 
         limit = OF_GRADIENTS[self.base.dtype]
         before, gradient, layers = self._dropout, self._gradient(probe), None
         (batch,) = self.batches(probe[:1])
         try:
-            self._dropout = layers = compile_layers(self.model, rate, batch.model_inputs())
+            self._dropout = layers = CompiledLayers(self.model, rate, batch.model_inputs())
             with layers.eager():
                 if not self._is_right(probe, wanted) or not distance(self._gradient(probe), gradient) <= limit:
                     raise RuntimeError("adapters that are computed together give something else")
@@ -198,11 +197,6 @@ def response_states(base: PreTrainedModel, batches: Iterable[Batch]) -> torch.Te
     ]
     found = torch.cat(states)
     return found.to(torch.promote_types(found.dtype, torch.float32))
-
-
-def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Return the norm of the difference, relative to what is wanted; not a number if one of them has such."""
-    return float((found - wanted).norm() / wanted.norm())
 
 
 @contextmanager

@@ -15,6 +15,8 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
+# How far hidden states that are computed in two ways may be apart, as relative norm. A mask that leaks gives 0.5.
+OF_STATES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 BITS = 16  # of a random number that decides about one element
 
 
@@ -86,6 +88,33 @@ def use_lean_layers(model: nn.Module, rate: float) -> Dropout:
     return dropout
 
 
+def use_fused_norms(model: nn.Module) -> int:
+    """Let a model's RMSNorms (Zhang and Sennrich 2019, arXiv:1910.07467) compute in one kernel of a GPU, not eight.
+
+    The kernel rounds once, where the model's own arithmetic rounds twice. A norm of another kind, such as one that adds
+    1 to its weight, stays as it is.
+
+    Returns:
+        The number of norms that were replaced.
+    """
+    replaced = 0
+    for module in model.modules():
+        epsilon, weight = getattr(module, "variance_epsilon", None), getattr(module, "weight", None)
+        if epsilon is None or weight is None or weight.ndim != 1:
+            continue
+        probe = torch.linspace(-2, 3, len(weight), device=weight.device).to(weight.dtype)
+        with torch.no_grad():
+            is_same = distance(_fused_norm(module, probe), module(probe)) <= OF_STATES[weight.dtype]
+        if is_same:
+            module.forward = MethodType(_fused_norm, module)
+            replaced += 1
+    return replaced
+
+
+def _fused_norm(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
+
+
 def is_plain(module: LoraLinear) -> bool:
     """Return whether an adapter is one of LoRA's own kind on a linear layer without bias."""
     return (
@@ -113,6 +142,12 @@ def _forward(dropout: Dropout, number: int) -> Any:
         )
 
     return forward
+
+
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return the norm of the difference, relative to what is wanted; not a number if one of them has such."""
+    difference = found.double() - wanted.double()
+    return float(difference.norm() / wanted.double().norm())
 
 
 class _AdaptedLinear(torch.autograd.Function):

@@ -48,9 +48,9 @@ def set_environment() -> None:
 
 
 def set_torch_environment() -> None:
-    """Choose the kernels of torch too."""
+    """Choose the kernels of torch, for this process and those that it starts."""
     if has_avx2():
-        os.environ.update({**NUMPY, **TORCH})
+        os.environ.update(TORCH)
 
 
 def has_avx2() -> bool:

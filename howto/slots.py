@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, DynamicCache
 
-from howto.batches import Batch, Example, pack
+from howto.batches import Batch, Example, on_device, pack
 from howto.graphs import Graphs
 from howto.packing import packed_attention
 from howto.stop import Stop
@@ -96,14 +96,14 @@ class Slots:
         examples = [Example("", row[:-1], row[-1:]) for row in rows]
         batch = pack(examples, device, share_prefix=device.type == "cpu")
         assert batch.ends is not None
-        ends = batch.ends.tolist()
-        prefix = ends[0]
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        self._slots = torch.arange(first, first + len(rows), device=device).repeat_interleave(lengths)
-        self._places = torch.cat([torch.arange(len(row), device=device) for row in rows])
-        own = (torch.arange(start, end, device=device) for start, end in pairwise(ends))
-        shared = torch.arange(prefix, device=device)
-        self._kept = torch.cat([part for of_row in own for part in (shared, of_row)]) if prefix else None
+        self._slots = on_device(device, [slot for slot, row in enumerate(rows, first) for _ in row])
+        self._places = on_device(device, [place for row in rows for place in range(len(row))])
+        self._kept = None
+        ends = batch.ends.tolist() if device.type == "cpu" else [0]  # on a GPU there is no shared prefix
+        if ends[0]:
+            shared = torch.arange(ends[0])
+            own = (torch.arange(start, end) for start, end in pairwise(ends))
+            self._kept = torch.cat([part for of_row in own for part in (shared, of_row)])
         return self._packed(batch, batch.ends[1:].long() - 1)
 
     def logits(self, rows: Sequence[Example]) -> torch.Tensor:

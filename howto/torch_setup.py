@@ -36,6 +36,8 @@ def set_up_torch(machine: Machine, profile: ProfileMachine) -> torch.device:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_OFFLINE"] = "1"  # what a stage computes with lies in models/; nothing is looked up
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
+    # A GPU's memory is not cut into pieces by batches of many lengths.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     # What the libraries say to one another of names to come is not for the reader of a run.
     warnings.filterwarnings("ignore", category=FutureWarning)
     import torch

@@ -1,7 +1,11 @@
-"""Compiled layers compute what the others do, and their dropout is as random as it must be."""
+"""Compiled layers compute what the others do, and their dropout is as random as it must be.
+
+They are traced as they are on a GPU, with FlashAttention's operator in the midst of a layer, and compiled for a CPU.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +14,14 @@ import torch
 
 from howto.adapter import add_adapter
 from howto.batches import Example
-from howto.compiled import HashedDropout
+from howto.compiled import draw_keys
 from howto.engine import Engine
 from howto.lean import kept
 from howto.params.file import read_params
 from howto.params.train import ProfileTrain, Train
+from tests.flash_on_cpu import as_on_a_gpu
 from tests.models import llama
 
-CPU = torch.device("cpu")
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 PROFILE = ProfileTrain(
     steps=1,
@@ -54,6 +58,13 @@ def gradients(engine: Engine, seed: int) -> dict[str, torch.Tensor]:
     for batch in engine.batches(rows(6)):  # of two lengths
         torch.autograd.backward(engine.loss(batch, seed=seed))
     return {name: w.grad.clone() for name, w in engine.model.named_parameters() if w.grad is not None}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpu() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        as_on_a_gpu(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +108,11 @@ def test_query_key_and_value_share_a_mask_and_other_inputs_have_their_own(compil
 
 @pytest.mark.parametrize("rate", [0.05, 0.5])
 def test_masks_have_their_rate_and_are_independent_of_each_other(rate: float) -> None:
-    dropout = HashedDropout(rate, 8, CPU)
+    keys = [torch.zeros(2, dtype=torch.int32) for _ in range(8)]
     x, masks = torch.zeros(512, 400), []
     for seed in (0, 1, 2**55):
-        dropout.seed = seed
-        masks += [kept(x, key, rate).numpy().astype(np.float64) for key in dropout.keys]
+        draw_keys(keys, seed)
+        masks += [kept(x, key, rate).numpy().astype(np.float64) for key in keys]
     count, spread = x.numel(), (rate * (1 - rate)) ** 0.5
     for mask in masks:
         assert abs(1 - mask.mean() - rate) < 5 * spread / count**0.5

@@ -13,8 +13,8 @@ from peft.tuners.lora import Linear as LoraLinear
 import howto.engine
 from howto.adapter import add_adapter, trained_weights
 from howto.batches import collate, pack
-from howto.engine import OF_STATES, Engine, distance, nonzero_adapter, response_states
-from howto.lean import Dropout
+from howto.engine import Engine, nonzero_adapter, response_states
+from howto.lean import OF_STATES, Dropout, distance
 from howto.loss import response_loss
 from howto.params.file import read_params
 from howto.params.train import Train

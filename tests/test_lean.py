@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import howto.loss
-from howto.lean import Dropout, use_lean_layers
+from howto.lean import OF_STATES, Dropout, distance, use_fused_norms, use_lean_layers
+from tests.models import gemma2, llama
 
 
 class Two(nn.Module):
@@ -146,3 +147,25 @@ def test_a_label_whose_probability_is_too_small_for_a_float_has_a_finite_loss() 
     hidden, weight = torch.tensor([[200.0]], requires_grad=True), torch.tensor([[1.0], [-1.0]])
     loss = howto.loss._LinearCrossEntropy.apply(hidden, weight, torch.tensor([1]))  # type: ignore[no-untyped-call]
     assert loss.item() == pytest.approx(400.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_fused_norms_give_the_models_own_hidden_states(dtype: torch.dtype) -> None:
+    plain, fused = (llama(50).to(dtype) for _ in range(2))
+    with torch.no_grad():
+        for model in (plain, fused):
+            for number, (name, weight) in enumerate(model.named_parameters()):
+                if "norm" in name:
+                    weight.normal_(1, 0.2, generator=torch.Generator().manual_seed(number))
+        assert use_fused_norms(fused) == 5  # two of each layer, and the last one
+        ids = torch.arange(3, 43)[None]
+        found, wanted = (model.get_decoder()(input_ids=ids).last_hidden_state for model in (fused, plain))
+    assert distance(found, wanted) <= OF_STATES[dtype]
+
+
+def test_norms_of_another_kind_are_left_as_they_are() -> None:
+    model = gemma2(50)  # whose norms multiply by 1 + weight
+    with torch.no_grad():
+        wanted = model(input_ids=torch.arange(9)[None]).logits
+        assert use_fused_norms(model) == 0
+        torch.testing.assert_close(model(input_ids=torch.arange(9)[None]).logits, wanted, rtol=0, atol=0)
