@@ -1,9 +1,9 @@
 """Training passes captured as CUDA graphs: a forward pass and its backward pass for each length of a batch.
 
-The host of a GPU needs longer to start a step's thousands of kernels than the GPU to run them; a replayed graph starts
-them all at once. Lengths are padded to multiples, so that a few graphs serve all batches, and a length is captured when
-it comes up for the second time. The graphs share one memory pool: nothing in it outlives a step but the hidden states,
-which each graph keeps for itself.
+The host of a GPU needs longer to start a step's many kernels than the GPU to run them; a replayed graph starts them all
+at once. Lengths are padded to multiples, so that a few graphs serve all batches. A length is captured when it comes up
+for the first time: so every step is a replay, also the first one of a resumed run, and gives the same bytes. The graphs
+share one memory pool: nothing in it outlives a step but the hidden states, which each graph keeps for itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class TrainingGraphs:
         self._decoder, self._weights = decoder, list(weights)
         self._ends, self._longest = rows + 2, longest
         self._captured: dict[int, _Captured] = {}
-        self._seen: set[int] = set()
         self._pool: Any = None
         self.works = True
 
@@ -53,10 +52,9 @@ class TrainingGraphs:
         ends = torch.cat([batch.ends, batch.ends[-1:].expand(self._ends - len(batch.ends))])  # rows without a token
         inputs = (batch.input_ids, batch.position_ids, ends)
         length = batch.input_ids.shape[1]
-        if self.works and length in self._seen and length not in self._captured:
+        if self.works and length not in self._captured:
             self._capture(length, inputs)
-        self._seen.add(length)
-        if not self.works or length not in self._captured:
+        if not self.works:
             return self._forward(inputs)
         captured = self._captured[length]
         for kept, new in zip(captured.inputs, inputs, strict=True):
@@ -105,6 +103,9 @@ class _Captured:
         self._weights = weights
         self._gradients = [weight.grad for weight in weights if weight.grad is not None]
         stream = torch.cuda.current_stream()
+        hidden = forward(self.inputs)  # libraries choose and load their kernels for this length
+        torch.autograd.grad(hidden, weights, torch.zeros_like(hidden))
+        del hidden
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward, pool=pool, stream=stream):
             hidden = forward(self.inputs)
