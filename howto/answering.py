@@ -5,6 +5,7 @@ Base and adapter go the same way: the same prompts, the same engine, the same de
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,6 +92,8 @@ class Answering:
             self._longest = min(self._longest, decoding.max_prompt_tokens)
         with torch.inference_mode():
             self._many = use_slots(self._model, prompt_ids(self.tokenizer, *PROBE))
+        if not self._many:
+            print(f"infer: a {type(model).__name__} answers one row at a time, and so is slower", file=sys.stderr)
         self._decoder: Decoder | None = None
         self._slots = 0, 0  # of the decoder: how many, and for prompts of how many tokens
 

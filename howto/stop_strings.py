@@ -26,8 +26,8 @@ class StopStrings:
         self._has_text: dict[int, bool] = {}
         longest = max((len(string.encode(errors="surrogatepass")) for string in strings), default=0)
         # Clean-up, and bytes that are no character, may change text far before the newest token.
-        is_local = not tokenizer.clean_up_tokenization_spaces and not any(INCOMPLETE in string for string in strings)
-        self._window = longest + SLACK if is_local else sys.maxsize
+        odd = strings and (tokenizer.clean_up_tokenization_spaces or any(INCOMPLETE in string for string in strings))
+        self._window = sys.maxsize if odd else longest + SLACK
 
     def cut(self, tokens: list[int], starts: list[int]) -> str | None:
         """Return the text of an answer before the first of the strings; None if it holds none.

@@ -1,16 +1,23 @@
 """Compiled layers compute what the others do, and their dropout is as random as it must be.
 
-They are traced as they are on a GPU, with FlashAttention's operator in the midst of a layer, and compiled for a CPU.
+They are traced as they are on a GPU, with FlashAttention's operator in the midst of a layer, and compiled for a CPU,
+where the compiler fuses what it fuses for a GPU. All layers share their code, of which the first one needs some of its
+own. A layer's forward and backward pass are 24 products, 15 fused kernels and 2 of attention.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._inductor import config as inductor
+from torch._inductor.graph import GraphLowering
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from howto.adapter import add_adapter
 from howto.batches import Example
@@ -20,7 +27,6 @@ from howto.lean import kept
 from howto.params.file import read_params
 from howto.params.train import ProfileTrain, Train
 from tests.flash_on_cpu import as_on_a_gpu
-from tests.models import llama
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 PROFILE = ProfileTrain(
@@ -34,10 +40,29 @@ PROFILE = ProfileTrain(
 )
 
 
+# Of a layer: kernels, and numbers that are read or written, for each token and hidden unit, as the compiler counts.
+KERNELS, NUMBERS = 43, 185
+SIZE = 128  # of hidden states; other sizes are in TinyLlama's proportions
+
+
+def llama() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=SIZE,
+        intermediate_size=SIZE * 11 // 4,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+        initializer_range=0.1,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
 def engine(*, compiled: bool, rate: float) -> Engine:
     shared = read_params(PARAMS).section(Train)
     shared = shared.model_copy(update={"lora": shared.lora.model_copy(update={"dropout": rate})})
-    model = add_adapter(llama(50, key_value_heads=2), shared.lora, Path("base"))
+    model = add_adapter(llama(), shared.lora, Path("base"))
     for number, (name, weight) in enumerate(model.named_parameters()):
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.2, generator=torch.Generator().manual_seed(number))
@@ -68,14 +93,34 @@ def gpu() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def compiled() -> Engine:
-    return engine(compiled=True, rate=0.5)
+def graphs() -> Iterator[list[tuple[int, float]]]:
+    """Of each graph that is compiled: its kernels, and the bytes that they move."""
+    found: list[tuple[int, float]] = []
+    codegen = GraphLowering.codegen
+
+    def counted(self: GraphLowering) -> Any:
+        code = codegen(self)
+        kernel = r"^\s+(?:(?:\w+ = )?torch\.ops\.torch_attn\.|extern_kernels\.|cpp_fused)\w*(?:\.\w+)?\("
+        found.append((len(re.findall(kernel, code[0].value, re.MULTILINE)), self.count_bytes()[0]))
+        return code
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GraphLowering, "codegen", counted)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def compiled(graphs: list[tuple[int, float]]) -> Engine:
+    torch._dynamo.reset()
+    graphs.clear()
+    with inductor.patch(force_disable_caches=True):
+        return engine(compiled=True, rate=0.5)
 
 
 def test_without_dropout_gradients_are_those_of_other_layers() -> None:
     found = gradients(engine(compiled=True, rate=0.0), 0)
     wanted = gradients(engine(compiled=False, rate=0.0), 0)
-    assert len(found) == len(wanted) == 28
+    assert len(found) == len(wanted) == 42
     for name, gradient in wanted.items():
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm()
 
@@ -104,6 +149,20 @@ def test_query_key_and_value_share_a_mask_and_other_inputs_have_their_own(compil
         assert of["gate_proj"] is of["up_proj"]
         assert len(set(of.values())) == 4
     assert len({id(group.key) for of in groups for group in of.values()}) == 4 * len(groups)
+
+
+def test_a_layer_is_compiled_once_and_stays_within_its_budget(
+    compiled: Engine, graphs: list[tuple[int, float]]
+) -> None:
+    assert len(graphs) == 4  # forward and backward, of the first layer and of all others
+    for count in (4, 5, 6):
+        for batch in compiled.batches(rows(12)[:count]):  # other lengths than those that the engine has tried
+            torch.autograd.backward(compiled.loss(batch, seed=0))
+    assert len(graphs) == 4
+    tokens = 128  # of the first batch, for which the code was made
+    kernels, moved = (sum(values) for values in zip(*graphs[2:], strict=True))
+    assert KERNELS / 2 < kernels <= KERNELS
+    assert NUMBERS / 2 < moved / (tokens * SIZE * 4) <= NUMBERS
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5])
