@@ -48,7 +48,7 @@ def self_check(check: Check) -> Figures:
         name: {"least": round(min(values), 5), "most": round(max(values), 5)} for name, values in found.items()
     }
     limits = {"hidden states": OF_STATES[check.dtype], "gradients": OF_GRADIENTS[check.dtype]}
-    return {**figures, "limits": limits, "compiled": engine._is_compiled, "head": engine._fused}
+    return {**figures, "limits": limits, "compiled": engine.is_compiled, "head": engine._fused}
 
 
 def training(check: Check, *, compiled: bool) -> Figures:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.fx.experimental import _config as symbolic
 from transformers import AttentionInterface
 
 from howto.grouped import Groups
@@ -36,6 +37,7 @@ class CompiledLayers:
             AttentionInterface.register(NAME, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.specialize_float = True  # rates and scales are constants
+        symbolic.use_duck_shape = False  # a length that happens to be the hidden size is compiled like any other
         self._forwards = [(layer, layer.forward) for layer in decoder.layers]
         for layer, forward in self._forwards:
             layer.forward = torch.compile(forward, dynamic=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from howto.compiled import CompiledLayers
-    from howto.lean import Dropout
     from howto.step_graphs import TrainingGraphs
 
 # How far two ways of computing the same may be apart: gradients as relative norm, and a summed loss. See OF_STATES.
@@ -61,6 +60,7 @@ class Engine:
         self.device = next(model.parameters()).device
         self._pad, self._packing = pad, shared.packing
         self._size = profile.micro_batch_size
+        self._layers: CompiledLayers | None = None
         self._graphs: TrainingGraphs | None = None
         if self.device.type == "cuda":  # passes are captured on the stream that they ran on, which is not the default
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -74,17 +74,16 @@ class Engine:
             wanted = response_states(self.base, (collate([row], pad, self.device) for row in probe))
             if shared.packing:
                 self._pack(probe, wanted)
-            self._dropout: Dropout | CompiledLayers = use_lean_layers(model, shared.lora.dropout)
+            self._dropout = use_lean_layers(model, shared.lora.dropout)
             if not self._is_right(probe, wanted):
                 raise Stop(f"train: the adapters of a {type(self.base).__name__} are not computed as PEFT does")
             self._fused = has_plain_head(self.base) and self._is_loss_right(probe[:1])
             if not self._fused:
                 print("train: the loss is computed by the model's own forward pass, and so is slower", file=sys.stderr)
             compiled = self.device.type == "cuda" and not profile.fsdp if compiled is None else compiled
-            layers = self._compiled(probe, wanted, shared.lora.dropout) if compiled else None
-        self._is_compiled = layers is not None
-        self._dropout = layers or self._dropout
-        fits = self._is_compiled and self._fused and shared.packing and not (self.checkpointing or profile.fsdp)
+            if compiled:
+                self._compile(probe, wanted, shared.lora.dropout)
+        fits = self.is_compiled and self._fused and shared.packing and not (self.checkpointing or profile.fsdp)
         if self.device.type == "cuda" and fits:
             from howto.step_graphs import TrainingGraphs
 
@@ -105,10 +104,17 @@ class Engine:
             self.model.train(training)
         if seed is not None:
             torch.manual_seed(seed)
-            self._dropout.seed = seed
+            (self._layers or self._dropout).seed = seed
         graphs = self._graphs if training and torch.is_grad_enabled() else None
         hidden = graphs.hidden(batch) if graphs and graphs.is_ready else None
-        return response_loss(self.base, batch, fused=self._fused, hidden=hidden)
+        # Validation is not compiled: it is short, and the code for training is then the only one.
+        with self._layers.eager() if self._layers and not training else nullcontext():
+            return response_loss(self.base, batch, fused=self._fused, hidden=hidden)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the layers' training passes are compiled."""
+        return self._layers is not None
 
     def keep_activations(self, yes: bool) -> None:
         """Whether the layers' activations are kept for the way back; else they are computed again."""
@@ -139,16 +145,15 @@ class Engine:
             total += torch.cat([part.flatten() for part in parts])
         return total
 
-    def _compiled(self, probe: list[Example], wanted: torch.Tensor, rate: float) -> CompiledLayers | None:
-        """Compile the layers, and compare them with those before, forward and backward; None if that fails here."""
+    def _compile(self, probe: list[Example], wanted: torch.Tensor, rate: float) -> None:
+        """Compile the layers, and compare them with those before, forward and backward; undo it if that fails here."""
         from howto.compiled import CompiledLayers
 
-        limit = OF_GRADIENTS[self.base.dtype]
-        before, gradient, layers = self._dropout, self._gradient(probe), None
+        limit, gradient = OF_GRADIENTS[self.base.dtype], self._gradient(probe)
         (batch,) = self.batches(probe[:1])
         try:
-            self._dropout = layers = CompiledLayers(self.model, rate, batch.model_inputs())
-            with layers.eager():
+            self._layers = CompiledLayers(self.model, rate, batch.model_inputs())
+            with self._layers.eager():
                 if not self._is_right(probe, wanted) or not distance(self._gradient(probe), gradient) <= limit:
                     raise RuntimeError("adapters that are computed together give something else")
                 gradient = self._gradient(probe, seed=0)
@@ -157,13 +162,11 @@ class Engine:
         except (RuntimeError, OSError) as error:  # no C compiler, or a model that cannot be traced
             first = str(error).strip().splitlines()[0]
             print(f"train: the layers are not compiled, and so are slower ({first})", file=sys.stderr)
-            if layers:
-                layers.undo()
-            self._dropout = before
-            return None
+            if self._layers:
+                self._layers.undo()
+            self._layers = None
         finally:
             self.model.eval()
-        return layers
 
     def _pack(self, probe: list[Example], wanted: torch.Tensor) -> None:
         try:

@@ -19,13 +19,14 @@ from torch._inductor import config as inductor
 from torch._inductor.graph import GraphLowering
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from howto.adapter import add_adapter
+from howto.adapter import add_adapter, trained_weights
 from howto.batches import Example
 from howto.compiled import draw_keys
 from howto.engine import Engine
 from howto.lean import kept
 from howto.params.file import read_params
 from howto.params.train import ProfileTrain, Train
+from howto.training import Trainer
 from tests.flash_on_cpu import as_on_a_gpu
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
@@ -67,7 +68,7 @@ def engine(*, compiled: bool, rate: float) -> Engine:
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.2, generator=torch.Generator().manual_seed(number))
     made = Engine(model, rows(6), shared, PROFILE, 0, compiled=compiled)
-    assert made._is_compiled == compiled
+    assert made.is_compiled == compiled
     return made
 
 
@@ -155,14 +156,33 @@ def test_a_layer_is_compiled_once_and_stays_within_its_budget(
     compiled: Engine, graphs: list[tuple[int, float]]
 ) -> None:
     assert len(graphs) == 4  # forward and backward, of the first layer and of all others
-    for count in (4, 5, 6):
-        for batch in compiled.batches(rows(12)[:count]):  # other lengths than those that the engine has tried
+    lengths = set()
+    for count in (2, 12, 30):  # the engine has tried the first two rows, whose length in a pack is the hidden size
+        for batch in compiled.batches(rows(30)[:count]):
             torch.autograd.backward(compiled.loss(batch, seed=0))
+            lengths.add(batch.input_ids.shape[1])
+    assert {SIZE, 2 * SIZE} < lengths
     assert len(graphs) == 4
-    tokens = 128  # of the first batch, for which the code was made
+    tokens = SIZE  # that the code was made for
     kernels, moved = (sum(values) for values in zip(*graphs[2:], strict=True))
     assert KERNELS / 2 < kernels <= KERNELS
     assert NUMBERS / 2 < moved / (tokens * SIZE * 4) <= NUMBERS
+
+
+def test_training_with_validations_gives_the_same_bytes_twice_and_compiles_nothing_more(
+    compiled: Engine, graphs: list[tuple[int, float]]
+) -> None:
+    profile, found, before = PROFILE.model_copy(update={"steps": 9}), [], len(graphs)
+    for _ in range(2):
+        again = engine(compiled=True, rate=0.5)
+        shared = read_params(PARAMS).section(Train)
+        curve = Trainer(again, rows(30)[6:], rows(6), shared, profile).run()  # 8 steps an epoch
+        assert [step for step, *_ in curve.validation] == [8, 9]
+        found.append((curve.validation, [weight.detach() for weight in trained_weights(again.model).values()]))
+    assert len(graphs) == before
+    (losses, weights), (other_losses, other_weights) = found
+    assert losses == other_losses
+    assert all(torch.equal(one, other) for one, other in zip(weights, other_weights, strict=True))
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5])
