@@ -91,20 +91,27 @@ SECTIONS: dict[str, tuple[Callable[[Check], Figures], int]] = {
 }
 
 
+COMPILING = "DIFG"
+
+
 def run_section(name: str, arguments: argparse.Namespace) -> Figures:
-    """Run a section in a process of its own."""
+    """Run a section in a process of its own; with --tiny those that compile in this one, so that they do it once."""
     work, limit = SECTIONS[name]
     here, there = multiprocessing.get_context("fork").Pipe(duplex=False)
 
-    def child() -> None:
+    def figures() -> Figures:
         try:
-            found = work(Check(arguments))
+            return work(Check(arguments))
         except BaseException as error:
             traceback.print_exc()
-            found = {"failed": first_line(error) if isinstance(error, Exception) else type(error).__name__}
-        there.send(found)
+            return {"failed": first_line(error) if isinstance(error, Exception) else type(error).__name__}
+
+    def child() -> None:
+        there.send(figures())
 
     start = time.perf_counter()
+    if arguments.tiny and name in COMPILING:
+        return {"section": name, **figures(), "seconds_of_section": round(time.perf_counter() - start, 1)}
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
     there.close()

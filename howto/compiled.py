@@ -5,7 +5,7 @@ A layer is compiled once for all lengths, and every layer of the model runs the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ class CompiledLayers:
         symbolic.use_duck_shape = False  # a length that happens to be the hidden size is compiled like any other
         self._forwards = [(layer, layer.forward) for layer in decoder.layers]
         for layer, forward in self._forwards:
-            layer.forward = torch.compile(forward, dynamic=True)
+            layer.forward = _compiled_with_gradients(forward)
         self._hook = decoder.register_forward_pre_hook(lambda *_: self._groups.refresh())
 
     @property
@@ -73,6 +73,19 @@ class CompiledLayers:
         for layer, forward in self._forwards:
             layer.forward = forward
         self._groups.undo()
+
+
+def _compiled_with_gradients(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a layer's forward method, compiled for passes with gradients; others are short, and stay as they are.
+
+    torch 2.11 and 2.13 compile an autograd.Function wrongly where gradients are off: its arguments are shifted by one.
+    """
+    compiled = torch.compile(forward, dynamic=True)
+
+    def either(*inputs: Any, **more: Any) -> Any:
+        return (compiled if torch.is_grad_enabled() else forward)(*inputs, **more)
+
+    return either
 
 
 def draw_keys(keys: list[torch.Tensor], seed: int) -> None:

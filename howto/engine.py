@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -107,9 +107,7 @@ class Engine:
             (self._layers or self._dropout).seed = seed
         graphs = self._graphs if training and torch.is_grad_enabled() else None
         hidden = graphs.hidden(batch) if graphs and graphs.is_ready else None
-        # Validation is not compiled: it is short, and the code for training is then the only one.
-        with self._layers.eager() if self._layers and not training else nullcontext():
-            return response_loss(self.base, batch, fused=self._fused, hidden=hidden)
+        return response_loss(self.base, batch, fused=self._fused, hidden=hidden)
 
     @property
     def is_compiled(self) -> bool:
