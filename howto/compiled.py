@@ -78,7 +78,7 @@ class CompiledLayers:
 def _compiled_with_gradients(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Return a layer's forward method, compiled for passes with gradients; others are short, and stay as they are.
 
-    torch 2.11 and 2.13 compile an autograd.Function wrongly where gradients are off: its arguments are shifted by one.
+    Without gradients, torch 2.13 compiled layers whose second autograd.Function got its arguments shifted by one.
     """
     compiled = torch.compile(forward, dynamic=True)
 
