@@ -11,12 +11,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
 
 import howto  # noqa: F401  # before a test imports NumPy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 os.environ["GOMP_SPINCOUNT"] = "1000"  # two processes of tests share the cores: waiting threads sleep soon
 os.environ["DVC_NO_ANALYTICS"] = "1"  # also in projects that a test begins with `dvc init`
@@ -57,6 +60,14 @@ def real_data() -> Path:
     if not REAL.is_dir():
         pytest.skip("the real data is not beside the project on this machine")
     return REAL
+
+
+@pytest.fixture(scope="module")
+def tinyllama(real_data: Path) -> PreTrainedTokenizerBase:
+    """TinyLlama's real tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(real_data / "tinyllama")
 
 
 def smaller(text: str, tiny: Path) -> str:

@@ -20,11 +20,6 @@ def tiny_tokenizer(finished: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(finished / "models/base")
 
 
-@pytest.fixture(scope="module")
-def tinyllama(real_data: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(real_data / "tinyllama")
-
-
 def templated(tokenizer: PreTrainedTokenizerBase, text: str, output: str | None = None) -> list[int]:
     messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
     if output is not None:

@@ -18,11 +18,6 @@ def tiny_tokenizer(tiny: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(tiny / "model")
 
 
-@pytest.fixture(scope="module")
-def tinyllama(real_data: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(real_data / "tinyllama")
-
-
 class Counted:
     """A tokenizer, and how many tokens it decoded."""
 
@@ -76,7 +71,7 @@ def random_tokens(tokenizer: PreTrainedTokenizerBase, chance: random.Random) -> 
 
 
 def random_strings(text: str, chance: random.Random) -> list[str]:
-    """Some of what stands in the text, and what does not."""
+    """Return a few strings, some of which occur in the text."""
     strings = [" END", "🙂🙂", "\n\n", "no such text"]
     for _ in range(2):
         start = chance.randrange(max(1, len(text)))
