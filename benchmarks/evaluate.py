@@ -27,9 +27,9 @@ import psutil
 
 from benchmarks.prepare import COLUMNS, ROOT, cpu_name, perturbed, resident, samples
 from benchmarks.train import read_instruction
-from howto.rouge import KINDS
-from howto.rows import Prediction, Row, input_of, write_rows
-from howto.whole import write_json
+from howto.core.atomic import write_json
+from howto.core.schema import Prediction, Row, input_of, write_rows
+from howto.evaluation.rouge import KINDS
 
 RESULT = Path(__file__).parent / "results" / "evaluate.json"
 BY_GOOGLE = 100  # rows

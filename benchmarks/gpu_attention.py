@@ -17,7 +17,7 @@ def packed_attention(check: Check) -> Figures:
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    from howto.packing import packed_attention
+    from howto.modeling.packed_attention import packed_attention
 
     generator = random.Random(0)
     lengths = [generator.randrange(3, 40 if check.tiny else 400) for _ in range(16)]

@@ -24,12 +24,12 @@ from benchmarks.gpu_attention import decode_attention, packed_attention
 from benchmarks.gpu_decoding import decoding, flight_and_decoder, requests
 from benchmarks.gpu_setup import Check, Figures, first_line, machine, waiting
 from benchmarks.gpu_training import peers, profiled, self_check, training
-from howto.whole import write_json
+from howto.core.atomic import write_json
 
 
 def synchronizations(check: Check) -> Figures:
     """G. Where the host waits for the device, by file and line, in training steps and in decoding."""
-    from howto.training import Trainer
+    from howto.training.trainer import Trainer
 
     examples = check.examples(check.batch * 4)
     engine = check.engine(check.adapted(), examples, check.profile(4), compiled=True)
@@ -143,8 +143,8 @@ def main() -> None:
     import torch
     import transformers
 
-    import howto.answering
-    import howto.training  # noqa: F401
+    import howto.inference.generator
+    import howto.training.trainer  # noqa: F401
 
     assert peft and transformers and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     start = time.perf_counter()

@@ -10,7 +10,7 @@ from benchmarks.gpu_setup import Check, Figures, profile_of
 
 def requests(check: Check, count: int) -> list[Any]:
     """Real prompts to be answered."""
-    from howto.decoding import Request
+    from howto.inference.decoder import Request
 
     return [Request(number, row.prompt) for number, row in enumerate(check.examples(count))]
 
@@ -19,11 +19,11 @@ def flight_and_decoder(check: Check, model: Any, count: int) -> tuple[Any, Any]:
     """The cache for so many rows in flight, and the decoder over it."""
     import torch
 
-    from howto.answering import PROBE
-    from howto.decoding import Decoder
-    from howto.lean import use_fused_norms
-    from howto.prompt import prompt_ids
-    from howto.slots import Slots, use_slots
+    from howto.inference.decoder import Decoder
+    from howto.inference.generator import PROBE
+    from howto.inference.kv_cache import Slots, use_slots
+    from howto.modeling.fused_lora import use_fused_norms
+    from howto.modeling.prompt import prompt_ids
 
     model.requires_grad_(False)
     use_fused_norms(model)
@@ -40,8 +40,8 @@ def flight_and_decoder(check: Check, model: Any, count: int) -> tuple[Any, Any]:
 def decoding(check: Check) -> Figures:
     """H. Answers to 512 prompts, 256 rows in flight: base and adapter, with graphs and without."""
 
-    from howto.answering import PROBE, use_unmerged
-    from howto.prompt import prompt_ids
+    from howto.inference.generator import PROBE, use_unmerged
+    from howto.modeling.prompt import prompt_ids
 
     prompts, at_once = (16, 8) if check.tiny else (512, 256)
     wanted = requests(check, prompts)

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.prepare import cpu_name
 from benchmarks.train import rows_of
-from howto.params.file import read_params
-from howto.params.infer import Infer
-from howto.params.machine import Machine, ProfileMachine
-from howto.params.train import ProfileTrain, Train
-from howto.torch_setup import set_up_torch
+from howto.inference.config import Infer
+from howto.modeling.config import Machine, ProfileMachine
+from howto.modeling.torch_setup import set_up_torch
+from howto.params import read_params
+from howto.training.config import ProfileTrain, Train
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from howto.batches import Example
-    from howto.engine import Engine
+    from howto.modeling.collate import Example
+    from howto.training.forward import Engine
 
 ROOT = Path(__file__).parent.parent
 INSTRUCTION = "Write step-by-step instructions for what the user wants to do."
@@ -46,7 +46,7 @@ class Check:
 
         import torch
 
-        from howto.base import load_tokenizer
+        from howto.modeling.loading import load_tokenizer
 
         self.dtype = getattr(torch, precision)
         self.tokenizer = load_tokenizer(arguments.folder)
@@ -70,7 +70,7 @@ class Check:
         """The model with a fresh adapter, the same one each time."""
         import torch
 
-        from howto.adapter import add_adapter
+        from howto.training.lora import add_adapter
 
         model = self.model()
         torch.manual_seed(0)
@@ -90,14 +90,14 @@ class Check:
 
     def examples(self, count: int) -> list[Example]:
         """Real rows as tokens."""
-        from howto.batches import encode
+        from howto.modeling.collate import encode
 
         rows = rows_of(self.arguments.rows, count, INSTRUCTION)
         return encode(self.tokenizer, rows, self.shared.max_length, shorten=True).examples
 
     def full_examples(self, count: int) -> list[Example]:
         """Rows of exactly the maximal length, half of it an answer, made of real rows' tokens."""
-        from howto.batches import Example
+        from howto.modeling.collate import Example
 
         tokens = [token for row in self.examples(400) for token in [*row.prompt, *row.completion]]
         size, half = self.shared.max_length, self.shared.max_length // 2
@@ -106,7 +106,7 @@ class Check:
 
     def engine(self, model: PeftModel, examples: list[Example], profile: ProfileTrain, *, compiled: bool) -> Engine:
         """The training engine."""
-        from howto.engine import Engine
+        from howto.training.forward import Engine
 
         pad = self.tokenizer.eos_token_id
         return Engine(model, examples, self.shared, profile, pad, compiled=compiled)
@@ -150,7 +150,7 @@ class Check:
 
     def peak_memory(self) -> int:
         """The most MiB that tensors held since the last reset."""
-        from howto.memory import peak_bytes
+        from howto.training.memory_check import peak_bytes
 
         return peak_bytes(self.device) // 2**20
 

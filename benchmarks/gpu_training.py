@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-    from howto.batches import Example
-    from howto.engine import Engine
+    from howto.modeling.collate import Example
+    from howto.training.forward import Engine
 
 
 def self_check(check: Check) -> Figures:
     """D. How far apart the engine's ways of computing the same are, on 20 draws of rows, and what is still accepted."""
-    from howto.batches import collate, pack
-    from howto.engine import OF_GRADIENTS, PROBED, nonzero_adapter, response_states
-    from howto.lean import OF_STATES, distance
+    from howto.modeling.collate import collate, pack
+    from howto.modeling.fused_lora import OF_STATES, distance
+    from howto.training.forward import OF_GRADIENTS, PROBED, nonzero_adapter, response_states
 
     model = check.adapted().eval()
     base, rows = model.get_base_model(), sorted(check.examples(200), key=len)
@@ -53,8 +53,8 @@ def self_check(check: Check) -> Figures:
 
 def training(check: Check, *, compiled: bool) -> Figures:
     """E, I. Training steps of real rows and of rows of the maximal length; twice for the same adapter."""
-    from howto.memory import check_memory
-    from howto.training import Trainer
+    from howto.training.memory_check import check_memory
+    from howto.training.trainer import Trainer
 
     peak = check.peak_flops()
     found: Figures = {}
@@ -127,7 +127,7 @@ def adapter_hash(model: PeftModel) -> str:
 
 def profiled(check: Check) -> Figures:
     """F. Kernels of a training step: how many, how busy the device is, and the longest."""
-    from howto.training import Trainer
+    from howto.training.trainer import Trainer
 
     examples = check.examples(check.batch * 8)
     engine = check.engine(check.adapted(), examples, check.profile(4), compiled=True)

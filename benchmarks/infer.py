@@ -35,12 +35,12 @@ from typing import Any
 
 from benchmarks.prepare import cpu_name
 from benchmarks.train import read_instruction, rows_of
-from howto.params.file import read_params
-from howto.params.infer import Infer, ProfileInfer
-from howto.params.machine import Machine, ProfileMachine
-from howto.params.train import Train
-from howto.rows import Row, read_rows
-from howto.whole import write_json
+from howto.core.atomic import write_json
+from howto.core.schema import Row, read_rows
+from howto.inference.config import Infer, ProfileInfer
+from howto.modeling.config import Machine, ProfileMachine
+from howto.params import read_params
+from howto.training.config import Train
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 8
@@ -69,7 +69,7 @@ def main() -> None:
     params = read_params(Path(__file__).parent.parent / "params.yaml")
     precision = arguments.precision or ("bfloat16" if arguments.device == "cuda" else "float32")
 
-    from howto.torch_setup import set_up_torch
+    from howto.modeling.torch_setup import set_up_torch
 
     machine = ProfileMachine.model_validate({"device": arguments.device, "precision": precision})
     device = set_up_torch(params.section(Machine), machine)
@@ -131,8 +131,8 @@ def measure(
     """Figures of this project and of its peers."""
     import torch
 
-    from howto.base import load_adapter, load_base, load_tokenizer
-    from howto.prompt import prompt_ids
+    from howto.modeling.loading import load_adapter, load_base, load_tokenizer
+    from howto.modeling.prompt import prompt_ids
 
     ours = Ours(base, adapter, rows, decoding, size=size, precision=precision, device=device)
     measured = {"howto": timed("howto", ours.answer, ours.answer if warm_up else None, len(ours.wanted), device)}
@@ -169,7 +169,7 @@ def timed(
     """Return seconds, rows and new tokens a second of work that returns its new tokens; the warm-up is not timed."""
     import torch
 
-    from howto.memory import peak_bytes
+    from howto.training.memory_check import peak_bytes
 
     if warm_up:
         print(f"{name}: warming up", file=sys.stderr, flush=True)
@@ -197,7 +197,7 @@ class Ours:
     def __init__(
         self, base: Path, adapter: Path, rows: list[Row], decoding: Infer, *, size: int, precision: str, device: Any
     ) -> None:
-        from howto.answering import Answering
+        from howto.inference.generator import Answering
 
         self._answering = Answering(base, adapter, decoding, batch_size=size, precision=precision, device=device)
         self._rows = rows
@@ -287,8 +287,8 @@ def random_model(folder: Path, target: Path, train: Train, precision: str) -> tu
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from howto.adapter import add_adapter, save_adapter
-    from howto.base import load_base
+    from howto.modeling.loading import load_base
+    from howto.training.lora import add_adapter, save_adapter
 
     base, adapter = target / "base", target / "adapter"
     shutil.copytree(folder, base)

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.killing import clone_into, head, kill_after, left_over, repro, run_to_its_end, same_bytes
-from howto.whole import write_json
+from howto.core.atomic import write_json
 
 RESULT = Path(__file__).parent / "results" / "killed_inference.json"
 FILE = "data/predictions/adapter.jsonl"

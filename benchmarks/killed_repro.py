@@ -8,7 +8,7 @@ starts and is sent SIGINT, SIGTERM or SIGKILL: DVC alone, the stage's process al
 first trials take the stages in turn; then the moment is drawn from the time of the whole run. `--between` more aim at
 what DVC does when a stage has ended: hashing, moving to the cache, writing dvc.lock.
 
-Then nothing may go on (10 seconds), and `dvc repro` has to complete, after `python -m howto.heal` where it does not by
+Then nothing may go on (10 seconds), and `dvc repro` has to complete, after `howto recover` where it does not by
 itself. The later stages come from the cache only if the killed stage made the same bytes; every output is compared.
 `--small` takes the tests' tiny profile. `--go-on` keeps the trials of the result that is there, and begins after them.
 """
@@ -28,7 +28,7 @@ from pathlib import Path
 
 from benchmarks.killing import head
 from benchmarks.repro_trial import SIGNALS, STAGES, TARGETS, Aim, Undisturbed, trial
-from howto.whole import write_json
+from howto.core.atomic import write_json
 
 RESULT = Path(__file__).parent / "results" / "killed_repro.json"
 TRIES = 20  # of one aim, until it hits something

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.prepare import cpu_name
-from howto.checksum import sha256_of
+from howto.core.hashing import sha256_of
 
 ROOT = Path(__file__).parent.parent
 

@@ -29,7 +29,7 @@ from random import Random
 import psutil
 from tqdm import tqdm
 
-from howto.whole import write_json
+from howto.core.atomic import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"

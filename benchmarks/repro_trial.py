@@ -24,7 +24,7 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGKILL")
 TARGETS = ("dvc", "stage", "group")
 PATIENCE = 10.0  # seconds until what still runs counts as going on
 LOOK = 0.02  # seconds between two looks at the processes
-HEAL = [sys.executable, "-m", "howto.heal"]
+HEAL = [sys.executable, "-m", "howto", "recover"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Undisturbed:
             path.unlink()
         if small:
             from tests.conftest import smaller
-            from tests.tiny import write_model, write_rows
+            from tests.support.tiny import write_model, write_rows
 
             write_model(folder / "tiny/model")
             write_rows(folder / "tiny/rows.jsonl")

@@ -21,12 +21,12 @@ from typing import Any
 
 from benchmarks.prepare import cpu_name
 from benchmarks.train import rows_of
-from howto.params.file import read_params
-from howto.params.infer import Infer
-from howto.params.machine import Machine, ProfileMachine
-from howto.params.train import ProfileTrain, Train
-from howto.torch_setup import set_up_torch
-from howto.whole import write_json
+from howto.core.atomic import write_json
+from howto.inference.config import Infer
+from howto.modeling.config import Machine, ProfileMachine
+from howto.modeling.torch_setup import set_up_torch
+from howto.params import read_params
+from howto.training.config import ProfileTrain, Train
 
 STEPS, NEW_TOKENS = 2, 16
 
@@ -69,13 +69,13 @@ def measure(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from howto.adapter import add_adapter, save_adapter
-    from howto.answering import Answering
-    from howto.base import load_base, load_tokenizer
-    from howto.batches import encode
-    from howto.engine import Engine
-    from howto.memory import peak_bytes
-    from howto.training import Trainer
+    from howto.inference.generator import Answering
+    from howto.modeling.collate import encode
+    from howto.modeling.loading import load_base, load_tokenizer
+    from howto.training.forward import Engine
+    from howto.training.lora import add_adapter, save_adapter
+    from howto.training.memory_check import peak_bytes
+    from howto.training.trainer import Trainer
 
     base, adapter = folder / "base", folder / "adapter"
     shutil.copytree(arguments.folder, base)

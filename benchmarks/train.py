@@ -32,17 +32,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.prepare import cpu_name
-from howto.params.file import read_params
-from howto.params.machine import Machine, ProfileMachine
-from howto.params.train import ProfileTrain, Train
-from howto.rows import RawRow, Row, input_of, number_rows
-from howto.whole import write_json
+from howto.core.atomic import write_json
+from howto.core.schema import RawRow, Row, input_of, number_rows
+from howto.modeling.config import Machine, ProfileMachine
+from howto.params import read_params
+from howto.training.config import ProfileTrain, Train
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-    from howto.batches import Example
+    from howto.modeling.collate import Example
 
 RESULTS = Path(__file__).parent / "results"
 ENGINES = {
@@ -164,7 +164,7 @@ def main() -> None:
 
 def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train with one engine."""
-    from howto.torch_setup import set_up_torch
+    from howto.modeling.torch_setup import set_up_torch
 
     params = read_params(Path(__file__).parent.parent / "params.yaml")
     low = arguments.device == "cuda" or arguments.one == "howto_bfloat16"
@@ -176,9 +176,9 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
 
     import torch
 
-    from howto.base import load_tokenizer
-    from howto.batches import encode, steps_of_epoch
-    from howto.memory import peak_bytes
+    from howto.modeling.collate import encode, steps_of_epoch
+    from howto.modeling.loading import load_tokenizer
+    from howto.training.memory_check import peak_bytes
 
     shared = params.section(Train)
     profile = ProfileTrain(
@@ -203,8 +203,8 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     if arguments.one.startswith("howto"):
-        from howto.engine import Engine
-        from howto.training import Trainer
+        from howto.training.forward import Engine
+        from howto.training.trainer import Trainer
 
         engine = Engine(model, examples, shared, profile, tokenizer.eos_token_id)
         trainer = Trainer(engine, examples, [], shared, profile)
@@ -234,7 +234,7 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def read_instruction() -> str:
     """The instruction of params.yaml."""
-    from howto.params.instruction import Instruction
+    from howto.data.config import Instruction
 
     return read_params(Path(__file__).parent.parent / "params.yaml").section(Instruction).root
 
@@ -264,8 +264,8 @@ def adapted_model(arguments: argparse.Namespace, shared: Train, device: torch.de
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from howto.adapter import add_adapter
-    from howto.base import load_base
+    from howto.modeling.loading import load_base
+    from howto.training.lora import add_adapter
 
     if list(arguments.model.glob("*.safetensors")):
         model = load_base(arguments.model, str(dtype).removeprefix("torch."), device)
@@ -364,8 +364,8 @@ def loss_after(model: PeftModel, examples: list[Example]) -> float:
     """Mean loss, in nats a response token, by the model's own forward pass."""
     import torch
 
-    from howto.batches import collate
-    from howto.loss import response_loss
+    from howto.modeling.collate import collate
+    from howto.training.loss import response_loss
 
     base = model.get_base_model()
     base.set_attn_implementation("sdpa")

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.killing import clone_into, head, left_over, repro
-from howto.checksum import sha256_of
-from howto.whole import write_json
+from howto.core.atomic import write_json
+from howto.core.hashing import sha256_of
 
 RESULT = Path(__file__).parent / "results" / "two_hosts.json"
 BEFORE = ("models/base", "data/prepared")

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from benchmarks.killing import ROOT, head
-from howto.whole import write_json
+from howto.core.atomic import write_json
 
 RESULT = Path(__file__).parent / "results" / "walkthrough.json"
 BRANCH = "rank-16"
@@ -27,7 +27,7 @@ YOU = [
     "cd you && make doctor",
     "cd you && make run",
     "cd you && . .venv/bin/activate && dvc exp run --name {branch} -S train.lora.r=16",
-    "cd you && . .venv/bin/activate && python -m stages.evaluate --against HEAD",
+    "cd you && . .venv/bin/activate && howto compare HEAD",
     "cd you && make experiments",
     "cd you && make remote URL={store}",
     "cd you && git add -A && git commit --quiet -m 'Rank 16, and where its data lies' && git push --quiet",
@@ -37,8 +37,8 @@ COLLEAGUE = [
     "git clone --quiet {git} colleague",
     "cd colleague && make pull",
     "cd colleague && make run",
-    "cd colleague && . .venv/bin/activate && python -m stages.evaluate --against HEAD~1",
-    "cd colleague && . .venv/bin/activate && python -m stages.infer 'How do I wash a kimono?'",
+    "cd colleague && . .venv/bin/activate && howto compare HEAD~1",
+    "cd colleague && . .venv/bin/activate && howto ask 'How do I wash a kimono?'",
 ]
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from benchmarks.prepare import cpu_name
-from howto.stop import Stop
-from howto.whole import write_json
+from howto.core.atomic import write_json
+from howto.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 STAGES = {
@@ -61,7 +61,7 @@ def run_in(folder: Path, params: str) -> dict[str, Any]:
     """Run all stages in `folder` and return the figures. Stages that ended with these params do not run again.
 
     Raises:
-        Stop: a stage failed; its own message stands above.
+        UserError: a stage failed; its own message stands above.
     """
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / "stages.json"
@@ -79,7 +79,7 @@ def run_in(folder: Path, params: str) -> dict[str, Any]:
         )
         _, status, used = os.wait4(process.pid, 0)
         if status:
-            raise Stop(f"{name}: the stage failed in {folder}, see above. Run the study again to resume.")
+            raise UserError(f"{name}: the stage failed in {folder}, see above. Run the study again to resume.")
         costs[name] = {"seconds": round(time.monotonic() - start, 1), "peak_memory_mib": used.ru_maxrss // 1024}
         write_json(done, costs)
     return figures(folder, costs)

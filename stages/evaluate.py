@@ -6,16 +6,12 @@ params:  evaluate; and what the report names: profile, profiles.<profile>.model.
 writes:  metrics/summary.json (what runs are compared by), metrics/metrics.json (all of it), metrics/report.html,
          metrics/{rouge,slices,differences,lengths_and_scores}.csv (plots), log/hasil.jsonl (both models side by side,
          row by row)
-
-`--show N` runs nothing: it prints the comparison that was made, and N of its answers side by side.
-`--against REV` says whether the fine-tuned model is better than that of a git revision or DVC experiment.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import importlib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,27 +21,24 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from howto.alone import alone
-from howto.floors import floor_answers
-from howto.measures import MODELS, measure, verdict
-from howto.params.evaluate import Evaluate
-from howto.params.file import Params, read_params
-from howto.predictions import check_against_lock, read_predictions
-from howto.report import Content, write_report
-from howto.rouge import KINDS
-from howto.rows import Prediction, Row, read_rows, write_rows
-from howto.scoring import Scores, Texts, score
-from howto.slices import groups, slice_table
-from howto.steps import is_numbered
-from howto.stop import Stop, stops_cleanly
-from howto.summary import summarise
-from howto.whole import whole_file, write_json
+from howto.core.atomic import atomic_file, write_json
+from howto.core.config import Params
+from howto.core.errors import UserError, reports_errors
+from howto.core.output_lock import output_lock
+from howto.core.paths import EVALUATION, HEADLINE, LOCK, METRICS, PREDICTIONS, REPORT, RESULTS, TEST, TRAIN, TRAINING
+from howto.core.schema import Prediction, Row, read_rows, write_rows
+from howto.core.step_lists import is_numbered
+from howto.evaluation.baselines import floor_answers
+from howto.evaluation.config import Evaluate
+from howto.evaluation.headline import summarise
+from howto.evaluation.metrics import MODELS, measure, verdict
+from howto.evaluation.predictions import check_against_lock, read_predictions
+from howto.evaluation.report import Content, write_report
+from howto.evaluation.rouge import KINDS
+from howto.evaluation.scoring import Scores, Texts, score
+from howto.evaluation.slices import groups, slice_table
+from howto.params import read_params
 
-TEST, TRAIN = Path("data/prepared/test.jsonl"), Path("data/prepared/train.jsonl")
-PREDICTIONS = Path("data/predictions")
-LOCK = Path("dvc.lock")
-METRICS = Path("metrics")
-RESULTS = Path("log/hasil.jsonl")
 WIDTH = 0.05  # of a bar in the histogram of row differences
 
 
@@ -70,31 +63,13 @@ class Result(BaseModel):
     procedural: bool
 
 
-@stops_cleanly
+@reports_errors
 def main() -> None:
-    """Run the stage, or print what it made."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--show", metavar="N", type=int, help="print the comparison and N answers side by side")
-    parser.add_argument(
-        "--against", metavar="REV", help="compare with a git revision or DVC experiment (--show: N rows)"
-    )
-    parser.add_argument("--of", metavar="REV", help="what is compared (else: this version, as it lies in the folder)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="where the comparison goes, as JSON")
-    arguments = parser.parse_args()
-    if arguments.against is None and (arguments.of is not None or arguments.json):
-        parser.error("--of and --json go with --against")
-    if arguments.against is not None:
-        # Imported by name: how versions are compared changes nothing that the stage makes.
-        importlib.import_module("howto.against").print_against(read_params(), arguments)
-        return
-    if arguments.show is not None:
-        from howto.comparison import print_comparison
-
-        print_comparison(METRICS / "metrics.json", RESULTS, arguments.show)
-        return
+    """Run the stage."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = read_params()
     evaluate = params.section(Evaluate)
-    with alone(METRICS / "metrics.json"):
+    with output_lock(EVALUATION):
         compare(params, evaluate)
 
 
@@ -102,7 +77,7 @@ def compare(params: Params, evaluate: Evaluate) -> None:
     """Do the stage's work in the working directory.
 
     Raises:
-        Stop: what was made before is missing, damaged, or not of one run.
+        UserError: what was made before is missing, damaged, or not of one run.
     """
     rows, train = read_rows(TEST, Row), read_rows(TRAIN, Row)
     predictions = read_all(params, rows)
@@ -110,7 +85,7 @@ def compare(params: Params, evaluate: Evaluate) -> None:
     metrics = measure(rows, predictions, scores, evaluate)
     if evaluate.embedding_model:
         add_similarity(metrics, rows, predictions, evaluate.embedding_model)
-    brief = summarise(metrics, METRICS / "train.json")
+    brief = summarise(metrics, TRAINING)
     means = row_means(scores)
     results = side_by_side(rows, predictions, means)
     procedural = np.array([result.procedural for result in results])
@@ -118,9 +93,9 @@ def compare(params: Params, evaluate: Evaluate) -> None:
     said = verdict(metrics, evaluate.confidence)
     write_rows(RESULTS, results)
     write_plots(scores, slices, means)
-    write_report(METRICS / "report.html", report(params, said, metrics, slices, results))
-    write_json(METRICS / "metrics.json", metrics)
-    write_json(METRICS / "summary.json", brief)
+    write_report(REPORT, report(params, said, metrics, slices, results))
+    write_json(EVALUATION, metrics)
+    write_json(HEADLINE, brief)
     print(f"evaluate: {said} -> {METRICS / 'report.html'}")
 
 
@@ -128,7 +103,7 @@ def read_all(params: Params, rows: list[Row]) -> dict[str, list[list[Prediction]
     """Both models' predictions, [rows][seeds].
 
     Raises:
-        Stop: they are not those of the test rows, or not those that dvc.lock knows.
+        UserError: they are not those of the test rows, or not those that dvc.lock knows.
     """
     used = {key: params.value(key) for key in ("infer", f"profiles.{params.profile}.infer")}
     found = {}
@@ -138,7 +113,9 @@ def read_all(params: Params, rows: list[Row]) -> dict[str, list[list[Prediction]
         check_against_lock(path, LOCK, used, params.path)
     seeds = {model: [prediction.seed for prediction in found[model][0]] for model in MODELS}
     if seeds["base"] != seeds["adapter"]:
-        raise Stop(f"{PREDICTIONS}: base has the seeds {seeds['base']}, adapter {seeds['adapter']}; run `dvc repro`")
+        raise UserError(
+            f"{PREDICTIONS}: base has the seeds {seeds['base']}, adapter {seeds['adapter']}; run `dvc repro`"
+        )
     return found
 
 
@@ -163,7 +140,7 @@ def add_similarity(
     metrics: dict[str, Any], rows: list[Row], predictions: dict[str, list[list[Prediction]]], model: str
 ) -> None:
     """Add the mean similarity in meaning of answers and references."""
-    from howto.embedding import similarities
+    from howto.evaluation.similarity import similarities
 
     for name in MODELS:
         pairs = [(row.output, p.text) for row, of_row in zip(rows, predictions[name], strict=True) for p in of_row]
@@ -232,7 +209,7 @@ def write_plots(scores: Scores, slices: pd.DataFrame, means: dict[str, NDArray[n
         "lengths_and_scores": lengths.sort_values(["words", "model"], kind="stable"),
     }
     for name, table in tables.items():
-        with whole_file(METRICS / f"{name}.csv") as file:
+        with atomic_file(METRICS / f"{name}.csv") as file:
             table.round(6).to_csv(file, index=False, lineterminator="\n")
 
 
@@ -262,15 +239,15 @@ def read_curve(path: Path, column: str) -> list[tuple[int, float]]:
     """(step, loss) for each line of a table that training wrote.
 
     Raises:
-        Stop: it is missing or damaged.
+        UserError: it is missing or damaged.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return [(int(line["step"]), float(line[column])) for line in csv.DictReader(file)]
     except FileNotFoundError:
-        raise Stop(f"{path}: not there; make it with `dvc repro train`") from None
+        raise UserError(f"{path}: not there; make it with `dvc repro train`") from None
     except (KeyError, TypeError, ValueError):
-        raise Stop(f"{path}: damaged; make it again with `dvc repro -f train`") from None
+        raise UserError(f"{path}: damaged; make it again with `dvc repro -f train`") from None
 
 
 if __name__ == "__main__":

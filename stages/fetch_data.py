@@ -10,26 +10,25 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from howto.alone import alone
-from howto.checksum import check_sha256
-from howto.params.data import Data, RowSource
-from howto.params.file import read_params
-from howto.shards import local_shards
-from howto.source import copy_files, is_local, row_files
-from howto.stop import Stop, stops_cleanly
-from howto.whole import whole_folder
+from howto.core.atomic import atomic_folder
+from howto.core.errors import UserError, reports_errors
+from howto.core.hashing import check_sha256
+from howto.core.output_lock import output_lock
+from howto.core.paths import RAW
+from howto.params import read_params
+from howto.sources.config import Data, RowSource
+from howto.sources.files import copy_files, is_local, row_files
+from howto.sources.shards import local_shards
 
-RAW = Path("data/raw")
 
-
-@stops_cleanly
+@reports_errors
 def main() -> None:
     """Run the stage."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = read_params()
     data = params.section(Data)
     done = {}
-    with alone(RAW), whole_folder(RAW) as folder:
+    with output_lock(RAW), atomic_folder(RAW) as folder:
         done["rows"] = bring(data.rows(), folder / "rows")
         if test := data.test():
             done["test"] = bring(test, folder / "test")
@@ -41,17 +40,19 @@ def bring(rows: RowSource, folder: Path) -> str:
     """Copy or download the files of one source as they are, and say which they are.
 
     Raises:
-        Stop: the source cannot be had, holds no rows, or its files have not the wanted sha256.
+        UserError: the source cannot be had, holds no rows, or its files have not the wanted sha256.
     """
     if is_local(rows.source, rows.revision, rows.key):
         source = Path(rows.source).expanduser()
         if _overlap(source.resolve(), RAW.resolve()):
-            raise Stop(f"{source}: it overlaps with {RAW}, which this stage replaces; keep your rows in another folder")
+            raise UserError(
+                f"{source}: it overlaps with {RAW}, which this stage replaces; keep your rows in another folder"
+            )
         shards = local_shards(source, rows.file, rows.key)
         copy_files(shards, folder)
         return f"copied {source} ({checked(rows, folder, shards)})"
 
-    from howto.hub import downloaded
+    from howto.sources.hub import downloaded
 
     choose = partial(row_files, pattern=rows.file, said=rows.source, key=rows.key)
     with downloaded(rows.source, "dataset", rows.revision, choose) as snapshot:

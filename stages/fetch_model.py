@@ -11,27 +11,26 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from howto.alone import alone
-from howto.checksum import check_sha256
-from howto.installed_package import PREFIX, package_file
-from howto.model_folder import check_model
-from howto.params.file import read_params
-from howto.params.model import Model
-from howto.source import GGUF, copy_files, gguf_file, is_local, model_files
-from howto.stop import Stop, stops_cleanly
-from howto.whole import whole_folder
+from howto.core.atomic import atomic_folder
+from howto.core.errors import UserError, reports_errors
+from howto.core.hashing import check_sha256
+from howto.core.output_lock import output_lock
+from howto.core.paths import BASE
+from howto.params import read_params
+from howto.sources.config import Model
+from howto.sources.files import GGUF, copy_files, gguf_file, is_local, model_files
+from howto.sources.installed_package import PREFIX, package_file
+from howto.sources.model_files import check_model
 
-BASE = Path("models/base")
 
-
-@stops_cleanly
+@reports_errors
 def main() -> None:
     """Run the stage."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = read_params()
     model = params.section(Model)
     precision = str(params.value(f"profiles.{params.profile}.machine.precision"))
-    with alone(BASE), whole_folder(BASE) as folder:
+    with output_lock(BASE), atomic_folder(BASE) as folder:
         done = fetch(model, precision, folder)
     print(f"fetch_model: {done} -> {BASE}")
 
@@ -40,7 +39,7 @@ def fetch(model: Model, precision: str, folder: Path) -> str:
     """Write the model into `folder` and return what was done.
 
     Raises:
-        Stop: the source cannot be read, is incomplete, or its weights have another sha256 than params.yaml says.
+        UserError: the source cannot be read, is incomplete, or its weights have another sha256 than params.yaml says.
     """
     if model.source.startswith(PREFIX):
         path, package = package_file(model.source)
@@ -48,7 +47,7 @@ def fetch(model: Model, precision: str, folder: Path) -> str:
     if is_local(model.source, model.revision, "model.source"):
         return fetch_local(model, precision, folder)
 
-    from howto.hub import downloaded
+    from howto.sources.hub import downloaded
 
     choose = partial(gguf_file, wanted=model.file) if model.file else partial(model_files, said=model.source)
     with downloaded(model.source, "model", model.revision, choose) as snapshot:
@@ -66,10 +65,10 @@ def fetch_local(model: Model, precision: str, folder: Path) -> str:
         source /= model.file
     if source.suffix.lower() == GGUF:
         if not source.is_file():
-            raise Stop(f"{source}: no such file. Correct model.source or model.file in params.yaml.")
+            raise UserError(f"{source}: no such file. Correct model.source or model.file in params.yaml.")
         return convert(model, source, precision, folder, str(source))
     if not source.is_dir():
-        raise Stop(f"{source}: no such folder. Correct model.source in params.yaml.")
+        raise UserError(f"{source}: no such folder. Correct model.source in params.yaml.")
     files = {path.name: path for path in source.iterdir() if path.is_file()}
     copy_files({name: files[name] for name in model_files(files, str(source))}, folder)
     return f"copied {source} ({check_weights(model, folder)})"
@@ -77,7 +76,7 @@ def fetch_local(model: Model, precision: str, folder: Path) -> str:
 
 def convert(model: Model, path: Path, precision: str, folder: Path, name: str) -> str:
     """Convert a GGUF file and check the result. Raises as `fetch`."""
-    from howto.gguf_model import check_english, convert_gguf
+    from howto.sources.gguf import check_english, convert_gguf
 
     digest = check_sha256(path.parent, [path.name], model.weights_sha256, str(path))
     done = convert_gguf(path, folder, precision, name)

@@ -1,86 +1,61 @@
-"""Let the base model and the fine-tuned one write step-by-step instructions.
+"""Let the base model or the fine-tuned one answer every held-out row.
 
-As a stage (`--stage base`, `--stage adapter`):
-  reads:   data/prepared/test.jsonl, models/base/ (and models/adapter/)
-  params:  infer, machine, profiles.<profile>.infer, profiles.<profile>.machine
-  writes:  data/predictions/base.jsonl, or data/predictions/adapter.jsonl
-Killed on the way, it goes on from models/checkpoints/ when it is run again with the same inputs. The rows are shared
-among as many processes as there are GPUs, or --processes; how many they are changes no byte.
+reads:   data/prepared/test.jsonl, models/base/ (and models/adapter/)
+params:  infer, machine, profiles.<profile>.infer, profiles.<profile>.machine
+writes:  data/predictions/base.jsonl, or data/predictions/adapter.jsonl
 
-For a person:
-  python -m stages.infer "How do I repot a fern?"
-  python -m stages.infer "How do I repot a fern?" --compare
-  python -m stages.infer                                              (a prompt; an empty line ends it)
-  python -m stages.infer --input intents.txt --output answers.jsonl   (.txt, .jsonl or .csv; - for standard input)
+A killed run resumes from models/checkpoints/ unless its inputs changed. The rows are shared among as many processes as
+there are GPUs, or --processes; their number changes no byte.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from howto.alone import alone
-from howto.launch import hosts, is_in_a_group, launch, on_this_host
-from howto.params.file import Params, read_params
-from howto.params.infer import Infer, ProfileInfer
-from howto.params.machine import Machine, ProfileMachine
-from howto.rows import Prediction, Row, read_rows, write_rows
-from howto.stop import stops_cleanly
+from howto.core.config import Params
+from howto.core.errors import reports_errors
+from howto.core.output_lock import output_lock
+from howto.core.paths import ADAPTER, BASE, CHECKPOINTS, PREDICTIONS, TEST
+from howto.core.schema import Prediction, Row, read_rows, write_rows
+from howto.inference.config import Infer, ProfileInfer
+from howto.modeling.config import Machine, ProfileMachine
+from howto.modeling.distributed.launch import hosts, is_in_a_group, launch, on_this_host
+from howto.params import read_params
 
 if TYPE_CHECKING:
     import torch
 
-    from howto.answering import Answering
-    from howto.group import Group
+    from howto.inference.generator import Answering
+    from howto.modeling.distributed.process_group import Group
 
-BASE = Path("models/base")
-ADAPTER = Path("models/adapter")
-TEST = Path("data/prepared/test.jsonl")
-PREDICTIONS = Path("data/predictions")
-CHECKPOINTS = Path("models/checkpoints")
+CODE = (
+    "howto/__init__.py",
+    "howto/core",
+    "howto/inference",
+    "howto/modeling",
+    "stages/__init__.py",
+    "stages/infer.py",
+)
 OTHERS = 2  # journals of runs with other inputs, which did not end, that are kept: such a run may yet go on
 LONGEST = timedelta(days=7)  # that a process waits for another one to finish its share
 
 
-@stops_cleanly
+@reports_errors
 def main() -> None:
-    """Run the stage, or answer a person."""
+    """Run the stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("intent", nargs="?", help="what you want to do")
-    parser.add_argument("--context", metavar="TEXT", default="", help="a text that the answer is to be drawn from")
-    parser.add_argument("--input", metavar="FILE", help="a file of intents: .txt, .jsonl or .csv; - for standard input")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="where the answers go, as JSONL (else: printed)")
-    parser.add_argument("--model", choices=("base", "adapter"), default="adapter", help="who answers (%(default)s)")
-    parser.add_argument("--adapter", metavar="FOLDER", type=Path, default=ADAPTER, help="another PEFT folder")
-    parser.add_argument("--compare", action="store_true", help="let both models answer, side by side")
-    parser.add_argument("--stage", choices=("base", "adapter"), help="answer every test row, as `dvc repro` does")
-    parser.add_argument(
-        "--processes", metavar="N", type=int, help="with --stage: so many share the rows (one for each GPU; else 1)"
-    )
+    parser.add_argument("--stage", choices=("base", "adapter"), required=True, help="the model that answers")
+    parser.add_argument("--processes", metavar="N", type=int, help="share the rows among N (default: one for each GPU)")
     arguments = parser.parse_args()
-    if sum(value is not None for value in (arguments.intent, arguments.input, arguments.stage)) > 1:
-        parser.error("give an intent, or --input FILE, or --stage")
-    if arguments.output and arguments.input is None:
-        parser.error("--output goes with --input")
-    if arguments.context and arguments.intent is None:
-        parser.error("--context goes with an intent")
-    if arguments.compare and (arguments.input is not None or arguments.model != "adapter"):
-        parser.error("--compare goes with an intent, or with the prompt, and without --model")
-    if arguments.stage and (arguments.compare or arguments.adapter != ADAPTER or arguments.model != "adapter"):
-        parser.error("--stage stands alone")
-    if arguments.processes is not None and (arguments.processes < 1 or not arguments.stage):
-        parser.error("--processes goes with --stage, and is 1 or more")
+    if arguments.processes is not None and arguments.processes < 1:
+        parser.error("--processes is 1 or more")
     params = read_params()
-    if arguments.stage:
-        with alone(PREDICTIONS / f"{arguments.stage}.jsonl"):
-            predict(params, arguments.stage, arguments.processes)
-    else:
-        # Imported by name: how a person is answered changes nothing that the stage makes.
-        importlib.import_module("howto.asking").ask(params, arguments, BASE)
+    with output_lock(PREDICTIONS / f"{arguments.stage}.jsonl"):
+        predict(params, arguments.stage, arguments.processes)
 
 
 def predict(params: Params, model: str, processes: int | None = None) -> None:
@@ -94,7 +69,7 @@ def predict(params: Params, model: str, processes: int | None = None) -> None:
     shared, profile = params.section(Infer), params.section(ProfileInfer)
     decoding = profile.decoding(shared)
 
-    from howto.torch_setup import set_up_torch, versions
+    from howto.modeling.torch_setup import set_up_torch, versions
 
     machine = params.section(ProfileMachine)
     device = set_up_torch(params.section(Machine), machine)
@@ -105,13 +80,15 @@ def predict(params: Params, model: str, processes: int | None = None) -> None:
             launch("stages.infer", ["--stage", model, *number], here)
             return
 
-    from howto.answering import Answering
-    from howto.group import joined
-    from howto.inputs import Inputs
+    from howto.inference.generator import Answering
+    from howto.modeling.distributed.process_group import joined
+    from howto.modeling.fingerprint import Fingerprint
 
     adapter = ADAPTER if model == "adapter" else None
     with joined(processes, device, "--processes", patience=LONGEST) as group:
-        inputs = Inputs([TEST, BASE, *filter(None, [adapter])], params, [Infer, ProfileInfer, Machine, ProfileMachine])
+        inputs = Fingerprint(
+            [TEST, BASE, *filter(None, [adapter])], params, [Infer, ProfileInfer, Machine, ProfileMachine], CODE
+        )
         group.agree(inputs.parts(model=model, **versions(group.device)))
         folder = CHECKPOINTS / f"infer-{model}-{inputs.key(model=model, **versions(group.device))}"
         answering = Answering(
@@ -138,7 +115,7 @@ def answer(
 
     Each process writes a journal of its own; taken up are those of all, however many processes wrote them.
     """
-    from howto.journal import journal, records
+    from howto.inference.resume_log import journal, records
 
     inputs = answering.fit(rows)
     references = answering.references(rows, inputs, group)

@@ -18,25 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from howto.alone import alone
-from howto.chunks import Chunk
-from howto.data_report import Report, write_report
-from howto.digest import Digester, rejected_line
-from howto.duplicates import Numbers, exact_duplicates, near_duplicates
-from howto.near import NearIndex
-from howto.params.clean import Clean
-from howto.params.file import read_params
-from howto.params.prepare import Prepare, ProfilePrepare
-from howto.processes import in_order, usable_cores
-from howto.readers import read_chunks
-from howto.split import NAMES, NONE, TEST, VALIDATION, Codes, deal, find_leaks
-from howto.stop import Stop, stops_cleanly
-from howto.table import Table
-from howto.whole import whole_folder
+from howto.core.atomic import atomic_folder
+from howto.core.errors import UserError, reports_errors
+from howto.core.output_lock import output_lock
+from howto.core.paths import METRICS, PREPARED, RAW_ROWS, RAW_TEST
+from howto.core.workers import map_in_order, usable_cores
+from howto.data.chunks import Chunk
+from howto.data.config import Clean, Prepare, ProfilePrepare
+from howto.data.dedup import Numbers, exact_duplicates, near_duplicates
+from howto.data.minhash import NearIndex
+from howto.data.readers import read_chunks
+from howto.data.row_processor import Digester, rejected_line
+from howto.data.row_store import Table
+from howto.data.split import NAMES, NONE, TEST, VALIDATION, Codes, deal, find_leaks
+from howto.data.stats import Report, write_report
+from howto.params import read_params
 
-RAW, RAW_TEST = Path("data/raw/rows"), Path("data/raw/test")
-PREPARED = Path("data/prepared")
-METRICS = Path("metrics")
 SMALL = 2 << 20  # bytes; less than this is done sooner than other processes have started
 
 
@@ -66,12 +63,12 @@ class Verdicts:
         return reason, f"{how} {table.source(int(self._other[row]))}" if how else ""
 
 
-@stops_cleanly
+@reports_errors
 def main() -> None:
     """Run the stage."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = read_params()
-    with alone(PREPARED):
+    with output_lock(PREPARED):
         prepare(params.section(ProfilePrepare).applied_to(params.section(Prepare)))
 
 
@@ -79,9 +76,9 @@ def prepare(params: Prepare) -> None:
     """Do the stage's work in the working directory.
 
     Raises:
-        Stop: what was fetched is not as it should be, or leaves no row for a split that is wanted.
+        UserError: what was fetched is not as it should be, or leaves no row for a split that is wanted.
     """
-    with whole_folder(PREPARED) as folder, ExitStack() as files:
+    with atomic_folder(PREPARED) as folder, ExitStack() as files:
         spool = folder / "rows.part"
         table = Table(files.enter_context(spool.open("w+b")))
         report = read_rows(table, folder / "rejected.jsonl", params)
@@ -102,11 +99,11 @@ def read_rows(table: Table, rejected: Path, params: Prepare) -> Report:
     """Read, clean and check all raw rows: the usable ones go to `table`, the others to the file `rejected`.
 
     Raises:
-        Stop: there is no raw file, one is damaged or has no row in it, or (if params say so) a row is bad.
+        UserError: there is no raw file, one is damaged or has no row in it, or (if params say so) a row is bad.
     """
-    files = raw_files(RAW_TEST) + raw_files(RAW)
-    if not raw_files(RAW):
-        raise Stop(f"{RAW}: no file in it; make it with `dvc repro fetch_data`")
+    files = raw_files(RAW_TEST) + raw_files(RAW_ROWS)
+    if not raw_files(RAW_ROWS):
+        raise UserError(f"{RAW_ROWS}: no file in it; make it with `dvc repro fetch_data`")
     size = sum(path.stat().st_size for path in files)
     processes = usable_cores() if size > SMALL else 1
     report = Report()
@@ -114,7 +111,7 @@ def read_rows(table: Table, rejected: Path, params: Prepare) -> Report:
     problems: dict[Path, str] = {}
     bar = tqdm(total=size, desc="read and clean", unit="B", unit_scale=True, disable=None)
     with rejected.open("wb") as file, bar:
-        for digest in in_order(Digester(params, RAW_TEST), chunks(files, params), processes):
+        for digest in map_in_order(Digester(params, RAW_TEST), chunks(files, params), processes):
             table.add(digest)
             file.writelines(digest.rejected)
             report.raw += digest.seen
@@ -126,11 +123,13 @@ def read_rows(table: Table, rejected: Path, params: Prepare) -> Report:
             bar.update(digest.size)
     for path, problem in problems.items():
         if not good[path]:
-            raise Stop(f"{problem}; no row of this file is one: mend the file, or prepare.columns in params.yaml")
+            raise UserError(f"{problem}; no row of this file is one: mend the file, or prepare.columns in params.yaml")
     table.close()
     if not len(table):
         why = ", ".join(f"{count} {reason}" for reason, count in report.reasons.items())
-        raise Stop(f"{RAW}: no usable row in {report.raw} ({why}); look at prepare.columns and prepare.reject")
+        raise UserError(
+            f"{RAW_ROWS}: no usable row in {report.raw} ({why}); look at prepare.columns and prepare.reject"
+        )
     return report
 
 
@@ -204,7 +203,9 @@ def check_splits(codes: Codes, params: Prepare) -> None:
     for code, name in enumerate(NAMES):
         if not (codes == code).any() and not (code == VALIDATION and params.split.validation == 0):
             kept = int((codes != NONE).sum())
-            raise Stop(f"{RAW}: {kept} usable rows leave none for {name}; bring more rows, or raise its share")
+            raise UserError(
+                f"{RAW_ROWS}: {kept} usable rows leave none for {name}; bring more rows, or raise its share"
+            )
 
 
 if __name__ == "__main__":

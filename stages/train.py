@@ -16,39 +16,44 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from howto.alone import alone
-from howto.launch import hosts, is_in_a_group, launch, on_this_host
-from howto.params.file import Params, read_params
-from howto.params.machine import Machine, ProfileMachine
-from howto.params.train import ProfileTrain, Train
-from howto.processes import usable_cores
-from howto.rows import Row, read_rows
-from howto.stop import Stop, stops_cleanly
-from howto.whole import whole_file, whole_folder, write_json
+from howto.core.atomic import atomic_file, atomic_folder, write_json
+from howto.core.config import Params
+from howto.core.errors import UserError, reports_errors
+from howto.core.output_lock import output_lock
+from howto.core.paths import ADAPTER, BASE, CHECKPOINTS, METRICS, TRAIN, TRAINING, VALIDATION
+from howto.core.schema import Row, read_rows
+from howto.core.workers import usable_cores
+from howto.modeling.config import Machine, ProfileMachine
+from howto.modeling.distributed.launch import hosts, is_in_a_group, launch, on_this_host
+from howto.params import read_params
+from howto.training.config import ProfileTrain, Train
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-    from howto.batches import Encoded
-    from howto.inputs import Inputs
-    from howto.training import Curve
+    from howto.modeling.collate import Encoded
+    from howto.modeling.fingerprint import Fingerprint
+    from howto.training.trainer import Curve
 
-TRAIN, VALIDATION = Path("data/prepared/train.jsonl"), Path("data/prepared/validation.jsonl")
-BASE = Path("models/base")
-ADAPTER = Path("models/adapter")
-CHECKPOINTS = Path("models/checkpoints")
-METRICS = Path("metrics")
+CODE = (
+    "howto/__init__.py",
+    "howto/core",
+    "howto/modeling",
+    "howto/training",
+    "stages/__init__.py",
+    "stages/train.py",
+)
 PROCESSES = "params.yaml: profiles.*.train.processes"
 
 
-@stops_cleanly
+@reports_errors
 def main() -> None:
     """Run the stage."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = read_params()
-    with alone(ADAPTER):
+    with output_lock(ADAPTER):
         train(params)
 
 
@@ -56,14 +61,14 @@ def train(params: Params) -> None:
     """Do the stage's work in the working directory, or have processes of their own do it.
 
     Raises:
-        Stop: params and base do not go together, or there is not enough memory; or what was made before is missing.
+        UserError: params and base do not go together, there is not enough memory, or an input is missing.
     """
     shared, profile, machine = params.section(Train), params.section(ProfileTrain), params.section(ProfileMachine)
     if (profile.processes > 1 or hosts() > 1) and not is_in_a_group():
         launch("stages.train", [], on_this_host(profile.processes, PROCESSES))
         return
 
-    from howto.torch_setup import set_up_torch, versions
+    from howto.modeling.torch_setup import set_up_torch, versions
 
     device = set_up_torch(params.section(Machine), machine)
     if device.type == "cpu" and profile.processes == 1:
@@ -71,22 +76,22 @@ def train(params: Params) -> None:
 
     import torch
 
-    from howto.adapter import CHANGES_THE_BASE, add_adapter, save_adapter
-    from howto.base import load_base, load_tokenizer
-    from howto.checkpoints import Checkpoints
-    from howto.engine import Engine
-    from howto.group import joined
-    from howto.inputs import Inputs
-    from howto.memory import check_memory, says_out_of_memory
-    from howto.sharding import gathered_bytes, shard_base
-    from howto.training import Trainer
+    from howto.modeling.distributed.process_group import joined
+    from howto.modeling.fingerprint import Fingerprint
+    from howto.modeling.loading import load_base, load_tokenizer
+    from howto.training.checkpoints import Checkpoints
+    from howto.training.forward import Engine
+    from howto.training.fsdp import gathered_bytes, shard_base
+    from howto.training.lora import CHANGES_THE_BASE, add_adapter, save_adapter
+    from howto.training.memory_check import check_memory, says_out_of_memory
+    from howto.training.trainer import Trainer
 
     with joined(profile.processes, device, PROCESSES) as group:
         device, is_first = group.device, group.rank == 0
-        inputs = Inputs([TRAIN, VALIDATION, BASE], params, [Train, ProfileTrain, Machine, ProfileMachine])
+        inputs = Fingerprint([TRAIN, VALIDATION, BASE], params, [Train, ProfileTrain, Machine, ProfileMachine], CODE)
         group.agree(inputs.parts(**versions(device)))
         if profile.fsdp and shared.lora.init in CHANGES_THE_BASE:
-            raise Stop(f"params.yaml: profiles.*.train.fsdp does not go with train.lora.init: {shared.lora.init}")
+            raise UserError(f"params.yaml: profiles.*.train.fsdp does not go with train.lora.init: {shared.lora.init}")
         tokenizer = load_tokenizer(BASE)
         train_set, validation_set = read_examples(tokenizer, shared)
         key = inputs.key(but=f"{ProfileTrain.key}.processes", **versions(device))
@@ -111,7 +116,7 @@ def train(params: Params) -> None:
             seconds = time.monotonic() - start
         if is_first:
             write_adapter(model, initial, inputs)
-            write_json(METRICS / "train.json", summary(curve, train_set, validation_set, trainer.trainable))
+            write_json(TRAINING, summary(curve, train_set, validation_set, trainer.trainable))
             report(curve, train_set, seconds, device)
             checkpoints.remove()
 
@@ -131,28 +136,30 @@ def read_examples(tokenizer: PreTrainedTokenizerBase, shared: Train) -> tuple[En
     """The training and the validation rows as tokens.
 
     Raises:
-        Stop: a file is missing or damaged, or no training row is short enough.
+        UserError: a file is missing or damaged, or no training row is short enough.
     """
-    from howto.batches import encode
+    from howto.modeling.collate import encode
 
     rows = [read_rows(TRAIN, Row), read_rows(VALIDATION, Row, empty=True)]
     shorten = shared.too_long == "shorten"
     train_set, validation_set = (encode(tokenizer, part, shared.max_length, shorten=shorten) for part in rows)
     if not train_set.examples:
-        raise Stop(f"{TRAIN}: no row fits into train.max_length = {shared.max_length} tokens; raise it in params.yaml")
+        raise UserError(
+            f"{TRAIN}: no row fits into train.max_length = {shared.max_length} tokens; raise it in params.yaml"
+        )
     return train_set, validation_set
 
 
-def write_adapter(model: PeftModel, initial: Path | None, inputs: Inputs) -> None:
+def write_adapter(model: PeftModel, initial: Path | None, inputs: Fingerprint) -> None:
     """Save the adapter, if what it was trained with is still as it was.
 
     Raises:
-        Stop: files, code or params have changed since the stage began.
+        UserError: files, code or params have changed since the stage began.
     """
-    from howto.adapter import save_adapter
-    from howto.base import MADE_FOR, weights_sha256
+    from howto.modeling.loading import MADE_FOR, weights_sha256
+    from howto.training.lora import save_adapter
 
-    with whole_folder(ADAPTER) as folder:
+    with atomic_folder(ADAPTER) as folder:
         save_adapter(model, folder, initial)
         write_json(folder / MADE_FOR, {"weights_sha256": weights_sha256(BASE)})
         inputs.check()
@@ -160,7 +167,7 @@ def write_adapter(model: PeftModel, initial: Path | None, inputs: Inputs) -> Non
 
 def report(curve: Curve, train_set: Encoded, seconds: float, device: torch.device) -> None:
     """Say how it went, and write what is not the same every time; of a run that was killed, for its last part."""
-    from howto.memory import peak_bytes
+    from howto.training.memory_check import peak_bytes
 
     tokens = curve.tokens - curve.resumed_tokens
     speed = {
@@ -207,7 +214,7 @@ def write_curve(curve: Curve) -> None:
 def _write_csv(
     path: Path, header: list[str], rows: list[tuple[int, float, float, float]] | list[tuple[int, float, float]]
 ) -> None:
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)

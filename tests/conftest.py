@@ -27,13 +27,13 @@ os.environ["DVC_NO_ANALYTICS"] = "1"  # also in projects that a test begins with
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
-pytest_plugins = ["tests.doctoring", "tests.fetching"]  # its fixtures
+pytest_plugins = ["tests.support.doctoring", "tests.support.fetching"]  # its fixtures
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"
 
 # Files that take a minute or more. They begin first, or one process would still be at them when the others are done.
 LONGEST = (
-    "portable",
+    "instruction_set",
     "worker",
     "infer_killed",
     "group",
@@ -41,7 +41,7 @@ LONGEST = (
     "pipeline",
     "remotes",
     "remote_faults",
-    "asking",
+    "ask",
     "two_hosts",
 )
 
@@ -100,7 +100,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a tiny chat model (model/) and 120 rows (rows.jsonl). Not to be changed."""
 
     def make(folder: Path) -> None:
-        from tests.tiny import write_model, write_rows
+        from tests.support.tiny import write_model, write_rows
 
         write_model(folder / "model")
         write_rows(folder / "rows.jsonl")

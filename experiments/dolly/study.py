@@ -14,15 +14,15 @@ import argparse
 from pathlib import Path
 
 from experiments.pipeline import in_precision, params_with, run_in
-from howto.checksum import sha256_of
-from howto.stop import stops_cleanly
-from howto.whole import write_json
+from howto.core.atomic import write_json
+from howto.core.errors import reports_errors
+from howto.core.hashing import sha256_of
 
 RESULTS = Path(__file__).with_name("results.json")
 PROFILE = "profiles.smollm2_dolly"
 
 
-@stops_cleanly
+@reports_errors
 def main() -> None:
     """Run the study, or what is left of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.pipeline import in_precision, params_with, run_in
-from howto.params.file import read_params
-from howto.params.infer import Infer, ProfileInfer
-from howto.params.machine import Machine, ProfileMachine
-from howto.params.train import ProfileTrain, Train
-from howto.rouge import Rouge
-from howto.rows import Row, read_rows
-from howto.steps import is_well_numbered
-from howto.stop import stops_cleanly
-from howto.whole import whole_file, write_json
+from howto.core.atomic import atomic_file, write_json
+from howto.core.errors import reports_errors
+from howto.core.schema import Row, read_rows
+from howto.core.step_lists import is_well_numbered
+from howto.evaluation.rouge import Rouge
+from howto.inference.config import Infer, ProfileInfer
+from howto.modeling.config import Machine, ProfileMachine
+from howto.params import read_params
+from howto.training.config import ProfileTrain, Train
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ PLANNED = {
 }
 
 
-@stops_cleanly
+@reports_errors
 def main() -> None:
     """Run the study, or what is left of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,7 +99,7 @@ def main() -> None:
     lines = read_lines(TRIALS)
     params = read_params()
 
-    from howto.torch_setup import set_up_torch
+    from howto.modeling.torch_setup import set_up_torch
 
     own = {"instruction_set": "native"} if arguments.precision == "bfloat16" else {}
     machine = params.section(Machine).model_copy(update=own)
@@ -119,11 +119,11 @@ def train_adapter(trial: Trial, precision: str, folder: Path, device: torch.devi
     """Train with the settings of a trial and write the adapter into `folder`."""
     import torch
 
-    from howto.adapter import add_adapter
-    from howto.base import load_base, load_tokenizer
-    from howto.batches import encode
-    from howto.engine import Engine
-    from howto.training import Trainer
+    from howto.modeling.collate import encode
+    from howto.modeling.loading import load_base, load_tokenizer
+    from howto.training.forward import Engine
+    from howto.training.lora import add_adapter
+    from howto.training.trainer import Trainer
 
     params = read_params()
     shared = params.section(Train)
@@ -151,7 +151,7 @@ def train_adapter(trial: Trial, precision: str, folder: Path, device: torch.devi
 
 def answer(adapter: Path | None, ngram: int, device: torch.device) -> Answered:
     """Score the answers to the validation rows of the base model, with the adapter if there is one."""
-    from howto.answering import Answering
+    from howto.inference.generator import Answering
 
     params = read_params()
     profile = params.section(ProfileInfer)
@@ -210,7 +210,7 @@ def read_lines(path: Path) -> Lines:
 
 def write_lines(path: Path, lines: Lines) -> None:
     """Write trials.csv."""
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*Trial._fields, "no_repeat_ngram_size", *Trained._fields, *Answered._fields])
         for key, (trained, answered) in lines.items():

@@ -1,0 +1,1 @@
+"""Prepare rows: read, clean, remove duplicates, split."""

@@ -1,0 +1,136 @@
+"""The `prepare` section of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, PlainValidator, RootModel, ValidationError, model_validator
+
+from howto.core.config import Section
+from howto.core.errors import UserError
+
+
+def _part(value: object) -> object:
+    is_number_of_rows = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if is_number_of_rows or (isinstance(value, float) and 0 <= value < 1):
+        return value
+    raise ValueError(f"a share (0.0 to below 1.0) or a number of rows (0, 1, ...) is wanted, not {value!r:.40}")
+
+
+def _part_or_rest(value: object) -> object:
+    return value if value == "rest" else _part(value)
+
+
+Part = Annotated[float | int, PlainValidator(_part)]
+PartOrRest = Annotated[Literal["rest"] | float | int, PlainValidator(_part_or_rest)]
+
+
+class Columns(Section):
+    """The names that the columns have in the raw files; null where they have no such column."""
+
+    instruction: str = Field(min_length=1)
+    context: str | None
+    response: str = Field(min_length=1)
+    category: str | None
+    references: str | None = None
+
+    def names(self) -> list[str]:
+        """The columns of texts that there are."""
+        return [name for name in (self.instruction, self.context, self.response, self.category) if name is not None]
+
+
+class Clean(Section):
+    """Which steps of cleaning are switched on, in the order in which they are taken; it stands inside `prepare`.
+
+    `howto.data.clean_text` says what each of them does.
+    """
+
+    line_ends: bool
+    control_characters: bool
+    invisible_characters: bool
+    unicode_nfc: bool
+    blanks: bool
+    reference_marks: bool
+
+
+class Reject(Section):
+    """Which rows are left out, each kind with its reason."""
+
+    empty: bool
+    repeated_context: bool
+    min_characters: int | None = Field(ge=1)
+    max_characters: int | None = Field(ge=1)
+    not_procedural: bool
+
+    @model_validator(mode="after")
+    def _bounds_leave_something(self) -> Reject:
+        if self.min_characters and self.max_characters and self.min_characters > self.max_characters:
+            raise ValueError("min_characters is larger than max_characters, so that no row is left")
+        return self
+
+
+class Duplicates(Section):
+    """Which rows are taken for one that came before."""
+
+    exact: bool
+    near: float | None = Field(gt=0, lt=1)
+
+
+class Split(Section):
+    """How the rows are dealt: shares (floats) or numbers of rows (ints)."""
+
+    train: PartOrRest
+    validation: Part
+    test: Part
+    near_intents: float | None = Field(gt=0, lt=1)
+    seed: int
+
+    @model_validator(mode="after")
+    def _rows_are_left_for_training(self) -> Split:
+        shares = [part for part in (self.train, self.validation, self.test) if isinstance(part, float)]
+        if sum(shares) > 1 + 1e-9 or (self.train == "rest" and sum(shares) >= 1):
+            raise ValueError("the shares of train, validation and test leave no row to train on; lower them")
+        if self.train == 0:
+            raise ValueError("train: 0 leaves no row to train on")
+        return self
+
+
+class Instruction(RootModel[str]):
+    """`prepare.instruction`: the system message of every row."""
+
+    key: ClassVar[str] = "prepare.instruction"
+
+
+class Prepare(Section):
+    """How raw rows become training rows, and how they are split."""
+
+    key: ClassVar[str] = "prepare"
+    instruction: str = Field(min_length=1)
+    columns: Columns
+    bad_rows: Literal["stop", "reject"]
+    clean: Clean
+    reject: Reject
+    duplicates: Duplicates
+    split: Split
+
+
+class ProfilePrepare(Section):
+    """`profiles.<name>.prepare`: sizes of splits in which the profile differs from `prepare.split`."""
+
+    key: ClassVar[str] = "profiles.*.prepare"
+    train: PartOrRest | None = None
+    validation: Part | None = None
+    test: Part | None = None
+
+    def applied_to(self, shared: Prepare) -> Prepare:
+        """Return `shared` with this profile's sizes.
+
+        Raises:
+            UserError: the sizes do not go together.
+        """
+        try:
+            split = Split.model_validate({**shared.split.model_dump(), **self.model_dump(exclude_none=True)})
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise UserError(f"params.yaml: prepare.split with the profile's own prepare: {reason}") from None
+        return shared.model_copy(update={"split": split})

@@ -1,0 +1,1 @@
+"""Score answers and compare two models."""

@@ -1,0 +1,20 @@
+"""The `evaluate` section of params.yaml."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from howto.core.config import Section
+
+
+class Evaluate(Section):
+    """`evaluate`: how answers are scored."""
+
+    key: ClassVar[str] = "evaluate"
+    use_stemmer: bool
+    confidence: float = Field(gt=0, lt=1)
+    resamples: int = Field(ge=100)
+    seed: int = Field(ge=0)
+    embedding_model: str | None = Field(min_length=1)

@@ -1,0 +1,130 @@
+"""The `howto` command. What a command needs is imported when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from howto.core.errors import reports_errors
+
+app = typer.Typer(
+    name="howto",
+    help="Fine-tune a chat model to write step-by-step instructions, and measure what that bought.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Rows = Annotated[int, typer.Option(metavar="N", min=0, help="Print N answers of each side.")]
+
+
+@app.command()
+@reports_errors
+def check() -> None:
+    """Check params.yaml and name the active profile."""
+    from howto.params import read_params
+
+    params = read_params()
+    print(f"{params.path}: every key is known and valid. The active profile is {params.profile}.")
+
+
+@app.command()
+@reports_errors
+def ask(  # noqa: PLR0917  # options of a command line, each given by name
+    intent: Annotated[str | None, typer.Argument(help="What you want to do. Without it: a prompt.")] = None,
+    context: Annotated[str, typer.Option(help="A text that the answer is drawn from.")] = "",
+    input: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A file of intents: .txt, .jsonl or .csv; - for standard input.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the answers to --input here, as JSONL.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Another PEFT folder. [default: models/adapter]")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Ask the base model instead of the fine-tuned one.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Let both models answer, side by side.")] = False,
+) -> None:
+    """Let the fine-tuned model answer an intent, a file of intents, or a prompt in the terminal."""
+    wrong = [
+        (intent is not None and input is not None, "give an intent or --input, not both"),
+        (output is not None and input is None, "--output goes with --input"),
+        (bool(context) and intent is None, "--context goes with an intent"),
+        (compare and input is not None, "--compare goes with an intent or the prompt, not with --input"),
+        (base and (compare or adapter is not None), "--base goes with neither --compare nor --adapter"),
+    ]
+    if problem := next((message for is_wrong, message in wrong if is_wrong), None):
+        raise typer.BadParameter(problem)
+
+    from howto.params import read_params
+    from howto.tools.ask import ask as answer
+
+    models = ("base", "adapter") if compare else ("base",) if base else ("adapter",)
+    answer(read_params(), models, intent=intent, context=context, input=input, output=output, adapter=adapter)
+
+
+@app.command()
+@reports_errors
+def compare(
+    revision: Annotated[str | None, typer.Argument(help="A git revision or DVC experiment.")] = None,
+    of: Annotated[str | None, typer.Option(metavar="REV", help="Compare this version. [default: the folder]")] = None,
+    rows: Rows = 0,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the comparison here, as JSON.")] = None,
+) -> None:
+    """Compare the base model with the fine-tuned one, or the fine-tuned models of two versions."""
+    if revision is None and (of is not None or json is not None):
+        raise typer.BadParameter("--of and --json go with a revision")
+    if revision is None:
+        from howto.tools.terminal import print_comparison
+
+        print_comparison(rows)
+        return
+
+    from howto.params import read_params
+    from howto.tools.compare import print_against
+
+    print_against(read_params(), revision, of, rows, json)
+
+
+@app.command()
+@reports_errors
+def export(
+    output: Annotated[Path, typer.Option(metavar="FOLDER")] = Path("models/exported"),
+    adapter: Annotated[Path | None, typer.Option(metavar="FOLDER", help="[default: models/adapter]")] = None,
+) -> None:
+    """Merge the adapter into the base: a Hugging Face folder that needs neither this project nor PEFT."""
+    from howto.tools.export import export as write
+
+    write(output, adapter)
+
+
+@app.command()
+@reports_errors
+def doctor() -> None:
+    """Check whether this machine can run the active profile."""
+    from howto.tools.doctor import main
+
+    main()
+
+
+@app.command()
+@reports_errors
+def verify(
+    here: Annotated[bool, typer.Option("--here", help="Use this environment instead of a fresh one.")] = False,
+) -> None:
+    """Run HEAD again in a fresh clone, and compare every output byte for byte."""
+    from howto.tools.verify import verify as run_again
+
+    run_again(here=here)
+
+
+@app.command()
+@reports_errors
+def recover() -> None:
+    """Repair what a killed DVC left behind, so that the next `dvc repro` completes."""
+    from howto.tools.recover import main
+
+    main()
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

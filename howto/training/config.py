@@ -1,0 +1,80 @@
+"""The `train` sections of params.yaml."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from howto.core.config import Section
+
+
+class Lora(Section):
+    """`train.lora`: the adapter (Hu et al. 2021, arXiv:2106.09685). The keys are those of PEFT's LoraConfig."""
+
+    r: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+    target_modules: Literal["all-linear"] | list[str]
+    exclude_modules: list[str] | None
+    layers: list[int] | None
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, float]
+    init: Literal["default", "gaussian", "orthogonal", "olora", "pissa"]
+    rslora: bool
+    dora: bool
+    plus_ratio: float | None = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Lora:
+        if self.target_modules == []:
+            raise ValueError("target_modules names no module; name some, or say all-linear")
+        if self.init in ("olora", "pissa") and (self.rslora or self.dora or self.rank_pattern or self.alpha_pattern):
+            raise ValueError(f"init {self.init} goes with neither rslora, dora, rank_pattern nor alpha_pattern")
+        if self.init == "orthogonal" and self.r % 2:
+            raise ValueError("init orthogonal wants an even r")
+        return self
+
+
+class Train(Section):
+    """`train`: the same for all profiles."""
+
+    key: ClassVar[str] = "train"
+    seed: int
+    max_length: int = Field(ge=16)
+    too_long: Literal["shorten", "drop"]
+    packing: bool
+    lora: Lora
+    schedule: Literal["cosine", "linear", "constant"]
+    warmup_ratio: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    max_grad_norm: float = Field(gt=0)
+    validate_every: int | None = Field(ge=1)
+    keep: Literal["best", "last"]
+    patience: int | None = Field(ge=1)
+
+
+class ProfileTrain(Section):
+    """`profiles.<name>.train`. Exactly one of `epochs` and `steps` says how long training goes on."""
+
+    key: ClassVar[str] = "profiles.*.train"
+    epochs: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    learning_rate: float = Field(gt=0)
+    batch_size: int = Field(ge=1)
+    micro_batch_size: int = Field(ge=1)
+    gradient_checkpointing: bool
+    processes: int = Field(ge=1)
+    fsdp: bool
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> ProfileTrain:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError("batch_size must be a multiple of micro_batch_size")
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("say either epochs or steps")
+        if self.fsdp and self.processes == 1:
+            raise ValueError(
+                "fsdp shares the base model among processes, and processes is 1; raise it, or set fsdp false"
+            )
+        return self

@@ -1,0 +1,132 @@
+"""params.yaml is checked as a whole; each mistake is one line that names file, line and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from howto.core.errors import UserError
+from howto.data.config import Prepare, ProfilePrepare
+from howto.evaluation.config import Evaluate
+from howto.params import read_params
+from howto.sources.config import Model
+from howto.training.config import ProfileTrain, Train
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+def edited(tmp_path: Path, old: str, new: str) -> Path:
+    assert old in TEXT
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT.replace(old, new, 1), encoding="utf-8")
+    return path
+
+
+def test_the_committed_file_is_valid_and_its_active_profile_needs_no_hub() -> None:
+    params = read_params(ROOT / "params.yaml")
+    assert params.profile == "smollm2"
+    assert params.section(Model).source.startswith("package:")
+
+
+def test_the_tinyllama_profile_holds_the_pinned_model_and_the_published_settings(tmp_path: Path) -> None:
+    params = read_params(edited(tmp_path, "profile: smollm2", "profile: tinyllama"))
+    model = params.section(Model)
+    assert model.revision == "fe8a4ea1ffedaf415f4da2f062534de366a451e6"
+    profile, shared = params.section(ProfileTrain), params.section(Train)
+    assert (profile.epochs, profile.learning_rate) == (10, 2e-4)
+    assert (shared.lora.r, shared.lora.alpha, shared.lora.dropout, shared.max_length) == (8, 16, 0.05, 512)
+
+
+@pytest.mark.parametrize("written", ["1e-05", "1.0e-5", "0.00001"])
+def test_a_learning_rate_in_any_notation_is_a_float(tmp_path: Path, written: str) -> None:
+    params = read_params(edited(tmp_path, "learning_rate: 3.0e-3", f"learning_rate: {written}"))
+    assert params.section(ProfileTrain).learning_rate == 1e-5
+
+
+def test_the_profiles_own_sizes_of_splits_replace_the_shared_ones(tmp_path: Path) -> None:
+    params = read_params(ROOT / "params.yaml")
+    split = params.section(ProfilePrepare).applied_to(params.section(Prepare)).split
+    assert (split.validation, split.test, split.train) == (60, 120, "rest")
+    params = read_params(edited(tmp_path, "      test: 120\n", "      test: 0.95\n      train: 0.1\n"))
+    with pytest.raises(UserError, match=r"prepare\.split with the profile's own prepare: the shares"):
+        params.section(ProfilePrepare).applied_to(params.section(Prepare))
+
+
+def test_every_section_of_every_profile_can_be_read(tmp_path: Path) -> None:
+    assert read_params(ROOT / "params.yaml").section(Evaluate).confidence == 0.95
+
+
+MISTAKES = {
+    "unknown key": ("    r: 8 ", "    rank: 8 ", "train.lora.rank: unknown key; is r meant?"),
+    "unknown section": ("\ntrain:", "\ntrian:", "trian: unknown key; is train meant?"),
+    "unknown key in a profile": (
+        "      learning_rate: ",
+        "      learning_rat: ",
+        "profiles.smollm2.train.learning_rat: unknown key; is learning_rate meant?",
+    ),
+    "missing key": ("  seed: 42", "  #", "train.seed: this key is missing"),
+    "missing section": ("evaluate:\n  use_stemmer: true", "#\n#", "params.yaml"),
+    "text for a number": ("alpha: 16 ", 'alpha: "16" ', "train.lora.alpha: a valid number is wanted, not '16'"),
+    "not a number": ("2.0e-4", "2.0e-4x", "profiles.tinyllama.train.learning_rate: a valid number is wanted"),
+    "float for an int": ("    r: 8 ", "    r: 8.5 ", "train.lora.r: "),
+    "bool for an int": ("threads: 2 ", "threads: true ", "machine.threads: a valid integer is wanted, not True"),
+    "out of range": ("dropout: 0.05", "dropout: 1.5", "train.lora.dropout: less than 1 is wanted, not 1.5"),
+    "not a number at all": ("dropout: 0.05", "dropout: .nan", "train.lora.dropout: "),
+    "unknown choice": ("keep: best ", "keep: bset ", "train.keep: 'best' or 'last' is wanted, not 'bset'"),
+    "null": ("schedule: cosine", "schedule:", "train.schedule: "),
+    "unknown profile": ("profile: smollm2", "profile: gpt5", "profile: there is no profile 'gpt5'; choose one of"),
+    "no profile": ("profile: smollm2", "#", "profile: this key is missing"),
+    "shares that leave no row": ("    test: 0.1 ", "    test: 0.95 ", "prepare.split: the shares of train, validation"),
+    "a share of more than all": ("    test: 0.1 ", "    test: 1.5 ", "prepare.split.test: a share (0.0 to below 1.0)"),
+    "a share that is no number": (
+        "    train: rest ",
+        "    train: all ",
+        "prepare.split.train: a share (0.0 to",
+    ),
+    "bounds that leave nothing": (
+        "min_characters: null        # int or null; of a response\n    max_characters: null",
+        "min_characters: 9\n    max_characters: 8",
+        "prepare.reject: min_characters is larger than max_characters",
+    ),
+    "micro batches that do not fit": (
+        "micro_batch_size: 16",
+        "micro_batch_size: 5",
+        "batch_size must be a multiple of micro_batch_size",
+    ),
+    "a base shared out to one process": (
+        "fsdp: false ",
+        "fsdp: true ",
+        "profiles.smollm2.train: fsdp shares the base model among processes, and processes is 1",
+    ),
+    "a hash that is none": ("weights_sha256: 6e60", "weights_sha256: 6e6", "profiles.tinyllama.model.weights_sha256"),
+    "a key twice": ("  seed: 42", "  max_length: 1\n  seed: 42", 'found duplicate key "max_length"'),
+    "not YAML": ("\ntrain:", "\n  - train:", "params.yaml:"),
+    "a list for a mapping": ("    near: 0.9 ", "    near: [0.9] ", "prepare.duplicates.near: "),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, name: str) -> None:
+    old, new, said = MISTAKES[name]
+    path = edited(tmp_path, old, new)
+    with pytest.raises(UserError) as stop:
+        read_params(path)
+    message = str(stop.value)
+    assert said in message and message.startswith(str(path)) and "\n" not in message
+
+
+def test_the_line_of_a_mistake_is_named(tmp_path: Path) -> None:
+    path = edited(tmp_path, "    r: 8 ", "    r: -8 ")
+    line = TEXT[: TEXT.index("    r: 8 ")].count("\n") + 1
+    with pytest.raises(UserError, match=f"params.yaml:{line}: train.lora.r"):
+        read_params(path)
+
+
+def test_a_missing_file_and_one_that_is_not_utf8_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not there"):
+        read_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_bytes(b"profile: \xff")
+    with pytest.raises(UserError, match="byte 9 is not UTF-8"):
+        read_params(tmp_path / "params.yaml")
