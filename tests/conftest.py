@@ -33,7 +33,7 @@ REAL = ROOT.parent / "shared" / "data"
 
 # Files that take a minute or more. They begin first, or one process would still be at them when the others are done.
 LONGEST = (
-    "instruction_set",
+    "portability",
     "worker",
     "infer_killed",
     "group",
