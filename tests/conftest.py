@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 os.environ["GOMP_SPINCOUNT"] = "1000"  # test processes share the cores, so waiting threads must not spin for long
 os.environ["DVC_NO_ANALYTICS"] = "1"  # also in projects that a test creates with `dvc init`
-# Background jobs of a shell ignore SIGINT, and under nohup SIGHUP. The processes that tests start must not inherit that.
+# Background jobs of a shell ignore SIGINT, and under nohup SIGHUP. Processes that tests start must not inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
