@@ -1,0 +1,44 @@
+"""Read dvc.lock, in which DVC records the last run of each stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from howto.core.errors import UserError
+from howto.core.paths import LOCK
+
+
+@dataclass(frozen=True)
+class LockedStage:
+    """What one stage read and wrote: MD5 hashes by path, and values by params file and dotted key."""
+
+    deps: dict[str, str]
+    params: dict[str, dict[str, Any]]
+    outs: dict[str, str]
+
+
+def read_lock(path: Path = LOCK) -> dict[str, LockedStage]:
+    """Return the stages by name, in the order of the file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        stages = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))["stages"]
+        return {
+            name: LockedStage(_hashes(stage, "deps"), dict(stage.get("params", {})), _hashes(stage, "outs"))
+            for name, stage in stages.items()
+        }
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. Run `dvc repro`, which writes it.") from None
+    except (YAMLError, AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: damaged. Run `howto recover`, or restore it from git.") from None
+
+
+def _hashes(stage: dict[str, Any], kind: str) -> dict[str, str]:
+    return {entry["path"]: entry["md5"] for entry in stage.get(kind, [])}
