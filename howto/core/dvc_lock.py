@@ -30,15 +30,14 @@ def read_lock(path: Path = LOCK) -> dict[str, LockedStage]:
     """
     try:
         stages = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))["stages"]
-        return {
-            name: LockedStage(_hashes(stage, "deps"), dict(stage.get("params", {})), _hashes(stage, "outs"))
-            for name, stage in stages.items()
-        }
+        return {name: _stage(stage) for name, stage in stages.items()}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Run `dvc repro`, which writes it.") from None
     except (YAMLError, AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path}: damaged. Run `howto recover`, or restore it from git.") from None
 
 
-def _hashes(stage: dict[str, Any], kind: str) -> dict[str, str]:
-    return {entry["path"]: entry["md5"] for entry in stage.get(kind, [])}
+def _stage(stage: dict[str, Any]) -> LockedStage:
+    params = {file: dict(values) for file, values in stage.get("params", {}).items()}
+    deps, outs = ({part["path"]: part["md5"] for part in stage.get(kind, [])} for kind in ("deps", "outs"))
+    return LockedStage(deps, params, outs)
