@@ -20,7 +20,7 @@ from howto.core.errors import UserError
 from howto.core.instruction_set import cpu, has_avx2
 from howto.modeling.config import Machine, ProfileMachine
 from howto.params import read_params
-from howto.sources.config import Data, Model, RowSource
+from howto.sources.config import Data, Model
 from howto.sources.files import is_local
 from howto.sources.installed_package import PREFIX, package_file
 from howto.training.cgroup import CGROUP
@@ -67,13 +67,13 @@ def examine() -> list[Finding]:
     for name, check in (("device", _device), ("memory", _memory), ("threads", _threads)):
         findings.append(_guarded(name, check, params))
     model, data = params.section(Model), params.section(Data)
-    for kind, source in (
-        ("model", RowSource("model.source", model.source, model.revision, model.file or "config.json", None)),
-        ("dataset", data.rows()),
-        ("dataset", data.test()),
+    for key, kind, name, revision, file in (
+        ("model.source", "model", model.source, model.revision, model.file or "config.json"),
+        ("data.source", "dataset", data.source, data.revision, data.file),
+        ("data.test_source", "dataset", data.test_source, data.test_revision, data.test_file),
     ):
-        if source:
-            findings.append(_guarded(source.key, _source, kind, source))
+        if name:
+            findings.append(_guarded(key, _source, key, kind, name, revision, file))
     return findings
 
 
@@ -192,49 +192,48 @@ def _threads(params: Params) -> Finding:
     return Finding(OK, "threads", f"machine.threads is {threads}, {cores:g} cores")
 
 
-def _source(kind: str, source: RowSource) -> Finding:
+def _source(key: str, kind: str, name: str, revision: str | None, file: str | None) -> Finding:
     """Check that a model or a dataset can be read: from a package, a local path, or the hub."""
     try:
-        if source.source.startswith(PREFIX):
-            return Finding(OK, source.key, f"{package_file(source.source)[1]} is installed")
-        if not is_local(source.source, source.revision, source.key):
-            return _hub(kind, source)
+        if name.startswith(PREFIX):
+            return Finding(OK, key, f"{package_file(name)[1]} is installed")
+        if not is_local(name, revision, key):
+            return _hub(key, kind, name, revision, file)
     except UserError as error:
-        return Finding(PROBLEM, source.key, str(error).removeprefix(f"params.yaml: {source.key}: "))
-    if not Path(source.source).expanduser().exists():
-        return Finding(PROBLEM, source.key, f"{source.source}: no such file or folder", "Fix it in params.yaml.")
-    return Finding(OK, source.key, f"{source.source} exists")
+        return Finding(PROBLEM, key, str(error).removeprefix(f"params.yaml: {key}: "))
+    if not Path(name).expanduser().exists():
+        return Finding(PROBLEM, key, f"{name}: no such file or folder", "Fix it in params.yaml.")
+    return Finding(OK, key, f"{name} exists")
 
 
-def _hub(kind: str, source: RowSource) -> Finding:
+def _hub(key: str, kind: str, name: str, revision: str | None, file: str | None) -> Finding:
     """Ask the hub for one file, or for the repository if no single file is named. In offline mode, ask its cache."""
     from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_hub_url, snapshot_download
 
-    name, file, revision = source.source, source.file, source.revision
     try:
         if constants.HF_HUB_OFFLINE:
             snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True)
-            return Finding(OK, source.key, f"{name} is in the hub's cache, and HF_HUB_OFFLINE is set")
+            return Finding(OK, key, f"{name} is in the hub's cache, and HF_HUB_OFFLINE is set")
         if file and not set(file) & set("*?["):
             get_hf_file_metadata(hf_hub_url(name, file, repo_type=kind, revision=revision), timeout=HUB_TIMEOUT)
         else:
             HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_TIMEOUT)
-        return Finding(OK, source.key, f"the hub has {name}")
+        return Finding(OK, key, f"the hub has {name}")
     except errors.LocalEntryNotFoundError:
         found = f"HF_HUB_OFFLINE is set, and the hub's cache lacks {name}"
-        return Finding(PROBLEM, source.key, found, f"Unset it. {NO_HUB}")
+        return Finding(PROBLEM, key, found, f"Unset it. {NO_HUB}")
     except errors.GatedRepoError:
         advice = "Ask for access on the hub's page, and set HF_TOKEN to a token of that account."
-        return Finding(PROBLEM, source.key, f"{name} is gated", advice)
+        return Finding(PROBLEM, key, f"{name} is gated", advice)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError):
         what = f"{file} of {name}" if file else name
         found = f"the hub has no {what} at revision {revision or 'main'}, or it is private"
-        return Finding(PROBLEM, source.key, found, "Fix params.yaml, or set HF_TOKEN.")
+        return Finding(PROBLEM, key, found, "Fix params.yaml, or set HF_TOKEN.")
     except (errors.HTTPError, OSError) as error:
         cause = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else type(error).__name__
         found = f"the hub at {urlsplit(constants.ENDPOINT).hostname} does not answer as expected ({cause})"
         advice = f"Check the network, HTTPS_PROXY, HF_ENDPOINT and HF_TOKEN. {NO_HUB}"
-        return Finding(PROBLEM, source.key, found, advice)
+        return Finding(PROBLEM, key, found, advice)
 
 
 def _gib(count: float) -> str:

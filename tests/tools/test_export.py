@@ -106,7 +106,7 @@ def test_it_has_the_files_of_a_model_folder_with_licences_and_merged_weights(exp
 
 def test_its_model_card_has_the_numbers_of_the_evaluation(exported: Path) -> None:
     folder = exported / "models/exported"
-    assert front_matter(folder)["license"] == "apache-2.0"
+    assert list(front_matter(folder).values()) == ["apache-2.0", "transformers", "text-generation"]
     card = text_of(folder / "README.md")
     metrics = json.loads(text_of(exported / "metrics/metrics.json"))
     assert f"on {metrics['rows']} held-out rows" in card
