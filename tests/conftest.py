@@ -27,7 +27,7 @@ os.environ["DVC_NO_ANALYTICS"] = "1"  # also in projects that a test creates wit
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
-pytest_plugins = ["tests.support.fetching"]  # its fixtures
+pytest_plugins = ["tests.support.fetching"]
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"
 

@@ -67,10 +67,11 @@ def examine() -> list[Finding]:
     for name, check in (("device", _device), ("memory", _memory), ("threads", _threads)):
         findings.append(_guarded(name, check, params))
     model, data = params.section(Model), params.section(Data)
+    test_source = data.test_source or ""
     for key, kind, name, revision, file in (
         ("model.source", "model", model.source, model.revision, model.file or "config.json"),
         ("data.source", "dataset", data.source, data.revision, data.file),
-        ("data.test_source", "dataset", data.test_source, data.test_revision, data.test_file),
+        ("data.test_source", "dataset", test_source, data.test_revision, data.test_file),
     ):
         if name:
             findings.append(_guarded(key, _source, key, kind, name, revision, file))
