@@ -113,8 +113,8 @@ def _committed_lock(clone: Path) -> Lock:
             parts = {"command": change} if isinstance(change, str) else next(iter(change.values()))
             stale |= {f"{stage}: {part}" for part, how in parts.items() if how not in ONLY_IN_CACHE}
     if stale:
-        what = ", ".join(sorted(stale))
-        raise UserError(f"HEAD:{LOCK}: not the run of what is committed ({what}). Run `dvc repro` and commit.")
+        what = ", ".join(sorted(stale)[:3]) + (f" and {len(stale) - 3} more" if len(stale) > 3 else "")
+        raise UserError(f"HEAD:{LOCK}: does not match what is committed ({what}). Run `dvc repro` and commit.")
     return committed
 
 
