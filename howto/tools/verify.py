@@ -58,7 +58,7 @@ def verify(*, here: bool) -> None:
     for output in different:
         hashes = [lock.get(output, "none")[:8] for lock in (expected, found)]
         print(f"{output[0]}: {output[1]}: expected {hashes[0]}, got {hashes[1]}")
-    for line in _causes(committed, made):
+    for line in _causes(committed, made, here=here):
         print(line)
     print(f"FAILED: {name} ended with status {status}; {len(different)} of {len(outputs)} outputs differ.")
     sys.exit(1)
@@ -69,17 +69,17 @@ def _hashes(lock: Lock) -> dict[tuple[str, str], str]:
     return {(name, path): md5 for name, stage in lock.items() for path, md5 in stage.outs.items()}
 
 
-def _causes(committed: Lock, made: Lock) -> list[str]:
+def _causes(committed: Lock, made: Lock, *, here: bool) -> list[str]:
     """Return where a difference begins, and what may explain it: the CPU, and packages unlike requirements.lock."""
     from howto.tools.doctor import REQUIREMENTS, packages_unlike_lock
 
     both = [(name, stage, committed[name]) for name, stage in made.items() if name in committed]
     first = [name for name, now, before in both if now.outs != before.outs and now.deps == before.deps]
-    missing, different = packages_unlike_lock() if REQUIREMENTS.exists() else ([], [])
+    missing, different = packages_unlike_lock() if here and REQUIREMENTS.exists() else ([], [])
     return [
         *(f"{name} differs although its code, params and inputs are equal." for name in first),
         f"CPU: {cpu()[0]}{'' if has_avx2() else ', without AVX2 and FMA'}",
-        f"packages unlike {REQUIREMENTS}: {', '.join([*missing, *different]) or 'none'}",
+        *(f"not as in {REQUIREMENTS}: {package}" for package in [*missing, *different]),
     ]
 
 
