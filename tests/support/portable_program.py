@@ -157,8 +157,10 @@ def training_and_answers(params: Params) -> Iterator[tuple[str, Any]]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from howto.inference.decoder import Decoder, Request
-    from howto.inference.kv_cache import Slots, use_slots
+    from howto.inference.kv_cache import KVCache, use_kv_cache
+    from howto.inference.references import mean_log_probabilities
     from howto.modeling.collate import Example
+    from howto.modeling.distributed.process_group import Group
     from howto.training.forward import Engine
     from howto.training.lora import add_adapter, trained_weights
     from howto.training.trainer import Trainer
@@ -193,14 +195,14 @@ def training_and_answers(params: Params) -> Iterator[tuple[str, Any]]:
     infer = params.section(Infer).model_copy(update={"max_new_tokens": 12})
     with torch.inference_mode():
         yield "logits", merged(input_ids=torch.tensor([rows[1].prompt]), use_cache=False).logits
-        yield "slots are used", use_slots(merged, rows[0].prompt)
-    requests = [Request(number, row.prompt, row.id) for number, row in enumerate(rows)]
+        yield "the KV cache is used", use_kv_cache(merged, rows[0].prompt)
+    requests = [Request(row) for row in rows]
     for temperature in (0.0, 1.0):
         decoding = infer.model_copy(update={"temperature": temperature, "top_p": 0.9 if temperature else 1.0})
-        decoder = Decoder(merged, Slots(merged, 5, 64), Tokens(), decoding)
-        answers = sorted(decoder.answers(requests), key=lambda answer: answer.index)
-        yield f"answers at temperature {temperature}", [answer.text for answer in answers]
-        yield "log-probabilities of references", list(decoder.mean_log_probabilities(rows))
+        cache = KVCache(merged, 5, 64)
+        answers = Decoder(merged, cache, Tokens(), decoding).decode(requests)
+        yield f"answers at temperature {temperature}", sorted((one.request.row.id, one.text) for one in answers)
+        yield "log-probabilities of references", mean_log_probabilities(cache, rows, VOCABULARY, Group())
 
 
 def evaluation(_: Params) -> Iterator[tuple[str, Any]]:
