@@ -1,4 +1,4 @@
-"""The `data` section of a profile: where the rows come from."""
+"""The `data` and `model` sections of a profile: where the rows and the base model come from."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 class RowSource:
     """One place that rows come from: a hub id (`owner/name`) or a local path, and what is taken from there.
 
-    `key` is the parameter that names it. `file` is a file in the repository or folder, or a pattern for
-    several; None takes all that hold rows.
+    `key` is the parameter that names it. `config` and `split` select rows on the hub as `datasets.load_dataset` does.
+    `file` is a file in the repository or folder, or a pattern for several. Without any, all files with rows are taken.
     """
 
     key: str
     source: str
     revision: str | None
+    config: str | None
+    split: str | None
     file: str | None
     sha256: str | None
 
@@ -34,29 +36,36 @@ class Data(Section):
     key: ClassVar[str] = "profiles.*.data"
     source: Text
     revision: Text | None = None
+    config: Text | None = None
+    split: Text | None = None
     file: Text | None = None
     sha256: Sha256 | None = None
     test_source: Text | None = None
     test_revision: Text | None = None
+    test_config: Text | None = None
+    test_split: Text | None = None
     test_file: Text | None = None
     test_sha256: Sha256 | None = None
 
     @model_validator(mode="after")
-    def _test_has_a_source(self) -> Data:
-        for key in ("test_revision", "test_file", "test_sha256"):
-            if getattr(self, key) is not None and self.test_source is None:
-                raise ValueError(f"{key} is given without test_source; add that, or remove {key}")
+    def _fits_together(self) -> Data:
+        for key in ("revision", "config", "split", "file", "sha256"):
+            if getattr(self, f"test_{key}") is not None and self.test_source is None:
+                raise ValueError(f"test_{key} is given without test_source. Add that, or remove test_{key}.")
+        for prefix in ("", "test_"):
+            file, config, split = (getattr(self, prefix + key) for key in ("file", "config", "split"))
+            if file and (config or split):
+                raise ValueError(f"{prefix}file excludes {prefix}config and {prefix}split. Remove one.")
         return self
 
-    def rows(self) -> RowSource:
-        """Where the rows come from."""
-        return RowSource("data.source", self.source, self.revision, self.file, self.sha256)
-
-    def test(self) -> RowSource | None:
-        """Where the held-out rows come from, unless they are taken from the others."""
-        if self.test_source is None:
-            return None
-        return RowSource("data.test_source", self.test_source, self.test_revision, self.test_file, self.test_sha256)
+    def sources(self) -> dict[str, RowSource]:
+        """Return where the "rows" come from, and the rows of "test" if these have a source of their own."""
+        fields = ("source", "revision", "config", "split", "file", "sha256")
+        prefixes = {"rows": "", "test": "test_"} if self.test_source else {"rows": ""}
+        return {
+            name: RowSource(f"data.{prefix}source", *(getattr(self, prefix + field) for field in fields))
+            for name, prefix in prefixes.items()
+        }
 
 
 class Model(Section):
@@ -67,7 +76,7 @@ class Model(Section):
     """
 
     key: ClassVar[str] = "profiles.*.model"
-    source: str = Field(min_length=1)
-    revision: str | None = Field(default=None, min_length=1)
+    source: Text
+    revision: Text | None = None
     file: str | None = Field(default=None, pattern=r"\.gguf$")
-    weights_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    weights_sha256: Sha256 | None = None

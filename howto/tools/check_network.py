@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from howto.sources.hub_cache import cached_file, hub_cache, hub_home
 from howto.tools.finding import OK, PROBLEM, WARNING, Asked, Finding, environment, output_of
 
 TIMEOUT = 3.0  # seconds until the hub has answered
@@ -166,16 +165,23 @@ def _token() -> str | None:
     if token := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
         return token.strip()
     try:
-        path = Path(os.environ.get("HF_TOKEN_PATH") or hub_home() / "token").expanduser()
+        path = Path(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token").expanduser()
         return path.read_text(encoding="utf-8").strip() or None
     except OSError:
         return None
 
 
+def _hub_home() -> Path:
+    """Return the hub library's folder, with its cache and the user's token."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
+    return Path(os.environ.get("HF_HOME") or cache / "huggingface").expanduser()
+
+
 def _offline(kind: str, name: str) -> Finding:
-    if cached_file(kind, name, None, "*"):
+    cache = Path(os.environ.get("HF_HUB_CACHE") or _hub_home() / "hub").expanduser()
+    if any(cache.glob(f"{kind}--{name.replace('/', '--')}/snapshots/*/*")):
         return Finding(OK, f"hub, {name}", "HF_HUB_OFFLINE is set, and the cache has it")
-    said = f"HF_HUB_OFFLINE is set, and the cache ({hub_cache()}) does not have it"
+    said = f"HF_HUB_OFFLINE is set, and the cache ({cache}) does not have it"
     return Finding(PROBLEM, f"hub, {name}", said, f"unset HF_HUB_OFFLINE, {NO_HUB}")
 
 

@@ -1,0 +1,283 @@
+"""Model and data come from a hub at the pinned revision; what fails is one line that says what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.support.fetching import (
+    DATA,
+    MODEL,
+    OTHERS,
+    PARTS,
+    ROWS,
+    SHARDS,
+    STAGES,
+    WEIGHTS,
+    Place,
+    listing,
+    rows,
+    run_by_anyone,
+    weights,
+)
+from tests.support.hub import COMMIT, OLDER, Fault, Hub, sha256
+
+PINNED_MODEL = f"{{source: {MODEL}, revision: {COMMIT}}}"
+FIRST = f"{{source: {DATA}, file: rows.jsonl}}"
+MEBI = 1 << 20
+ALWAYS = 1 << 30
+
+
+def test_a_model_is_the_pinned_one_without_pickles_and_code(hub: Hub, place: Place) -> None:
+    digest = sha256(WEIGHTS)
+    printed = place.succeeds("model", f"{{source: {MODEL}, revision: {COMMIT}, weights_sha256: {digest}}}")
+    assert place.files("models/base") == {"model.safetensors": WEIGHTS, **PARTS}
+    assert f"{MODEL} at revision {COMMIT}" in printed and digest in printed
+    assert not any(name in asked.path for asked in hub.asked for name in OTHERS)
+    assert all(MODEL in asked.path or asked.path.startswith("cdn/") for asked in hub.asked), "something else was asked"
+
+
+def test_the_revision_decides_and_a_run_without_one_reports_its_commit(hub: Hub, place: Place) -> None:
+    assert OLDER in place.succeeds("model", f"{{source: {MODEL}, revision: {OLDER}}}")
+    assert place.files("models/base")["model.safetensors"] == weights(500)
+    assert COMMIT in place.succeeds("data", f"{{source: {DATA}}}")
+
+
+def test_shards_of_weights_are_pinned_by_one_sha256(hub: Hub, place: Place) -> None:
+    shards = {f"model-0000{n}-of-00002.safetensors": weights(100, n) for n in (1, 2)}
+    index = json.dumps({"weight_map": {name: name for name in shards}}).encode()
+    hub.repositories["models/someone/sharded"] = {**PARTS, **shards, "model.safetensors.index.json": index}
+    place.succeeds("model", f"{{source: someone/sharded, weights_sha256: {listing(shards)}}}")
+    assert place.files("models/base") == hub.repositories["models/someone/sharded"]
+
+
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [
+        (None, sorted(ROWS)),
+        ("data/train-*.parquet", sorted(SHARDS)),
+        ("data/train-[1].parquet", ["data/train-1.parquet"]),
+        ("old [2].json", ["old [2].json"]),
+    ],
+)
+def test_the_files_of_a_data_set_are_the_selected_ones(
+    hub: Hub, place: Place, file: str | None, names: list[str]
+) -> None:
+    expected = {name: ROWS[name] for name in names}
+    digest = listing(expected) if len(expected) > 1 else sha256(*expected.values())
+    assert digest in place.succeeds("data", f"{{source: {DATA}, file: {json.dumps(file)}, sha256: {digest}}}")
+    assert place.files("data/raw") == {f"rows/{name}": data for name, data in expected.items()}
+
+
+def test_held_out_rows_may_have_a_source_of_their_own(hub: Hub, place: Place) -> None:
+    (place.folder / "mine.json").write_bytes(b"[]")
+    test = f"test_source: {DATA}, test_file: rows.jsonl, test_revision: {COMMIT}"
+    place.succeeds("data", f"{{source: mine.json, {test}, test_sha256: {sha256(ROWS['rows.jsonl'])}}}")
+    assert place.files("data/raw") == {"rows/mine.json": b"[]", "test/rows.jsonl": ROWS["rows.jsonl"]}
+
+
+def test_fetching_data_imports_no_torch(hub: Hub, place: Place) -> None:
+    place.write(data=FIRST)
+    code = (
+        "import runpy, sys; runpy.run_module('stages.fetch_data', run_name='__main__', alter_sys=True)\n"
+        "assert 'huggingface_hub' in sys.modules and not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=place.folder, env=environment, timeout=60)
+
+
+# --- What fails ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "source", "phrase"),
+    [
+        ("model", "{source: someone/else}", "someone/else: the hub has no such repository"),
+        ("model", f"{{source: {MODEL}, revision: {'d' * 40}}}", "the hub has no such revision"),
+        ("model", "{source: someone--not/x}", "not an id of the hub"),
+        ("model", "{source: not a source}", "expected a path or a hub id"),
+        ("model", "{source: someone/pickled}", "no model.safetensors weights"),
+        ("model", "{source: someone/adapter}", "no config.json"),
+        ("model", "{source: someone/half}", "model-00002-of-00002.safetensors is missing"),
+        ("data", f"{{source: {DATA}, file: nothing.jsonl}}", "no file that matches 'nothing.jsonl'"),
+        ("data", "{source: someone/pictures}", "it has 1.png, 2.png"),
+        ("data", "{source: someone/escape}", "a file outside of itself, '/escaped.jsonl'"),
+        ("data", "{source: someone/climb}", "a file outside of itself"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_one_line(hub: Hub, place: Place, what: str, source: str, phrase: str) -> None:
+    index = b'{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'
+    half = {**PARTS, "model-00001-of-00002.safetensors": WEIGHTS, "model.safetensors.index.json": index}
+    hub.repositories |= {
+        "models/someone/pickled": {**PARTS, "pytorch_model.bin": b"pickled"},
+        "models/someone/adapter": {"adapter_config.json": b"{}", "adapter_model.safetensors": WEIGHTS},
+        "models/someone/half": half,
+        "datasets/someone/pictures": {"1.png": b"", "2.png": b""},
+        "datasets/someone/escape": {"/escaped.jsonl": rows(1)},
+        "datasets/someone/climb": {"a/../../../../../escaped.jsonl": rows(1)},
+    }
+    place.fails(what, source, phrase)
+    assert not any(path.name == "escaped.jsonl" for path in place.folder.rglob("*"))
+
+
+def test_a_gated_model_comes_with_a_token_that_is_written_nowhere(
+    hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.gated.add(f"models/{MODEL}")
+    source = f"{{source: {MODEL}}}"
+    place.fails("model", source, "access is granted on request")
+    for token, phrase in {"hf_mistyped": "the hub answered 401", hub.stranger: "access is granted on request"}.items():
+        monkeypatch.setenv("HF_TOKEN", token)
+        assert token not in place.fails("model", source, phrase)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    assert hub.token not in place.succeeds("model", source)
+    assert not any(b"hf_" in path.read_bytes() for path in place.folder.rglob("*") if path.is_file())
+    assert {asked.token for asked in hub.asked if "cdn/" in asked.path} == {None}, "another host got the token"
+
+
+@pytest.mark.parametrize(
+    ("fault", "phrase"),
+    [
+        (Fault(500, "api/"), "the hub answered 500. Run again later"),
+        (Fault(403, "resolve/"), "the hub answered 403"),
+        (Fault(407, "api/"), "the hub answered 407"),
+        (Fault("page"), "the answer is not that of a hub"),
+        (Fault("page", "resolve/"), "the answer is not that of a hub"),
+        (Fault("silence"), "failed (ReadTimeout)"),
+        (Fault("hang up"), "failed (RemoteProtocolError)"),
+    ],
+)
+def test_a_hub_that_fails_is_one_line_until_it_recovers(
+    hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch, fault: Fault, phrase: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+    hub.faults = [Fault(fault.kind, fault.path, ALWAYS)]
+    place.fails("data", FIRST, phrase)
+    hub.faults.clear()
+    place.succeeds("data", FIRST)
+
+
+def test_where_no_network_is_the_line_names_the_hub_and_what_needs_none(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        monkeypatch.setenv("HF_ENDPOINT", f"http://user:secret@{address}")
+        for what in STAGES:
+            source = f"{{source: {MODEL}, revision: {COMMIT}}}"
+            line = place.fails(what, source, f"the connection to http://{address} failed", "profile: smollm2")
+            assert "secret" not in line
+
+
+def test_a_download_that_breaks_is_resumed_in_the_same_run(
+    hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+    big = weights(12 * MEBI)  # a piece of 10 MiB, as the library writes them, and a rest
+    hub.repositories[f"models/{MODEL}"]["model.safetensors"] = big
+    hub.faults += [Fault(503, "tree/"), Fault("silence", "tree/"), Fault("cut", "model.safetensors", offset=11 * MEBI)]
+    place.succeeds("model", PINNED_MODEL)
+    assert place.files("models/base")["model.safetensors"] == big
+    ranges = [one.range for one in hub.asked if one.method == "GET" and re.match("cdn/.*/model.safe", one.path)]
+    assert ranges == [None, f"bytes={10 * MEBI}-"]
+
+
+def test_wrong_bytes_are_refused_and_fetched_again(hub: Hub, place: Place) -> None:
+    hub.sent_instead["model.safetensors"] = WEIGHTS[:-1] + b"?"
+    place.fails("model", PINNED_MODEL, f"{MODEL}/model.safetensors: its sha256 is not the one that the hub gives")
+    hub.sent_instead["model.safetensors"] = WEIGHTS[:-1]
+    place.fails("model", PINNED_MODEL, "the download failed (Consistency check failed")
+    hub.sent_instead.clear()
+    place.succeeds("model", PINNED_MODEL)
+    (blob,) = place.folder.glob(f"hub-cache/hub/*/blobs/{sha256(WEIGHTS)}")
+    blob.write_bytes(WEIGHTS[:-1] + b"!")
+    place.succeeds("model", PINNED_MODEL)
+    assert place.files("models/base")["model.safetensors"] == WEIGHTS
+
+
+def test_a_wrong_sha256_is_one_line_and_the_right_one_needs_no_second_download(hub: Hub, place: Place) -> None:
+    line = place.fails("model", f"{{source: {MODEL}, weights_sha256: {'a' * 64}}}", "its sha256 is")
+    assert sha256(WEIGHTS) in line
+    place.succeeds("model", f"{{source: {MODEL}, weights_sha256: {sha256(WEIGHTS)}}}")
+    assert [one.method for one in hub.asked if re.match("cdn/.*/model.safetensors", one.path)] == ["GET"]
+
+
+# --- Caches and disks ---------------------------------------------------------------------------------------
+
+
+def test_offline_a_full_cache_is_enough_and_a_gap_in_it_is_one_line(
+    hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = f"{{source: {DATA}}}"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    place.fails("data", data, "HF_HUB_OFFLINE is set")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    place.succeeds("model", PINNED_MODEL)
+    place.succeeds("data", data)
+    hub.asked.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    place.succeeds("model", PINNED_MODEL)
+    shutil.rmtree(next(place.folder.glob("hub-cache/hub/datasets--*/trees")))  # which other programs do not write
+    place.succeeds("data", data)
+    assert place.files("data/raw/rows") == ROWS
+    next(place.folder.glob("hub-cache/hub/models--*/snapshots/*/tokenizer.json")).unlink()
+    shutil.rmtree(place.folder / "models")
+    place.fails("model", PINNED_MODEL, "HF_HUB_OFFLINE is set")
+    assert not hub.asked
+
+
+def test_a_full_cache_that_cannot_be_written_is_enough(hub: Hub, place: Place) -> None:
+    place.succeeds("model", PINNED_MODEL)
+    shutil.rmtree(place.folder / "models")
+    cache = place.folder / "hub-cache"
+    shutil.rmtree(cache / "hub/.locks")
+    folders = [path for path in (cache, *cache.rglob("*")) if path.is_dir() and not path.is_symlink()]
+    for path in folders:
+        path.chmod(0o555)
+    done = run_by_anyone(place.folder, "stages.fetch_model")
+    for path in folders:
+        path.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert place.files("models/base") == {"model.safetensors": WEIGHTS, **PARTS}
+
+
+@pytest.mark.parametrize(("disk", "phrase"), [("hub-cache", "the disk of the cache"), ("models", "error: models/")])
+def test_a_full_disk_is_one_line_and_with_more_space_the_next_run_succeeds(
+    hub: Hub, place: Place, disk: str, phrase: str
+) -> None:
+    big = weights(3 * MEBI)
+    hub.repositories[f"models/{MODEL}"]["model.safetensors"] = big
+    (place.folder / disk).mkdir()
+    script = f"""
+        mount -t tmpfs -o size=2m tmpfs {disk} || {{ echo no mount; exit; }}
+        {sys.executable} -m stages.fetch_model; echo "exit $?"
+        ls -A models 2> /dev/null
+        mount -o remount,size=64m {disk}
+        {sys.executable} -m stages.fetch_model; echo "exit $?"
+        sha256sum < models/base/model.safetensors
+    """
+    place.write(model=PINNED_MODEL)
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+        check=False,
+        cwd=place.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if not done.stdout or done.stdout == "no mount\n":
+        pytest.skip(f"no small disk can be mounted here: {done.stderr}")
+    full, printed, free, digest = done.stdout.splitlines()
+    assert (full, free) == ("exit 1", "exit 0") and printed.startswith("fetch_model: copied"), done.stdout
+    assert phrase in done.stderr and "full" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert digest.split()[0] == sha256(big)
