@@ -14,9 +14,9 @@ from howto.core.atomic import atomic_folder
 from howto.core.errors import UserError, reports_errors
 from howto.core.hashing import check_sha256
 from howto.core.output_lock import output_lock
-from howto.core.paths import RAW
+from howto.core.paths import RAW, RAW_ROWS, RAW_TEST
 from howto.params import read_params
-from howto.sources.config import Data, RowSource
+from howto.sources.config import Data
 from howto.sources.files import copy_files, is_local, local_files, row_files, unread_files
 
 
@@ -24,62 +24,63 @@ from howto.sources.files import copy_files, is_local, local_files, row_files, un
 def main() -> None:
     """Run the stage."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    sources = read_params().section(Data).sources()
+    data = read_params().section(Data)
     with output_lock(RAW), atomic_folder(RAW) as folder:
-        done = {name: fetch(rows, folder / name) for name, rows in sources.items()}
-    for name, what in done.items():
-        print(f"fetch_data: {what} -> {RAW / name}")
+        done = [f"{fetch(data, 'data.', folder / RAW_ROWS.name)} -> {RAW_ROWS}"]
+        if test := data.test():
+            done.append(f"{fetch(test, 'data.test_', folder / RAW_TEST.name)} -> {RAW_TEST}")
+    print("\n".join(f"fetch_data: {line}" for line in done))
 
 
-def fetch(rows: RowSource, folder: Path) -> str:
-    """Copy or download the rows of one source into `folder`, and describe them.
+def fetch(data: Data, key: str, folder: Path) -> str:
+    """Copy or download the rows of one source into `folder`, and describe them. `key` names `data` in messages.
 
     Raises:
         UserError: the source cannot be read, has no rows, or has another sha256 than params.yaml.
     """
     folder.mkdir()
-    if is_local(rows.source, rows.revision, rows.key):
-        names, done = copy(rows, folder), f"copied {rows.source}"
+    if is_local(data.source, data.revision, f"{key}source"):
+        done, names = f"copied {data.source}", copy(data, key, folder)
     else:
-        names, done = download(rows, folder)
-    digest = check_sha256(folder, names, rows.sha256, rows.source)
-    return f"{done}: {len(names)} file{'s' if len(names) > 1 else ''}, sha256 {digest}"
+        done, names = download(data, key, folder)
+    digest = check_sha256(folder, names, data.sha256, data.source)
+    return f"{done} ({len(names)} file{'s' if len(names) > 1 else ''}, sha256 {digest})"
 
 
-def copy(rows: RowSource, folder: Path) -> list[str]:
+def copy(data: Data, key: str, folder: Path) -> list[str]:
     """Copy the files of a local source, and return their names. Raises as `fetch`."""
-    source = Path(rows.source).expanduser()
-    if rows.config or rows.split:
-        raise UserError(f"params.yaml: {rows.key}: {rows.source!r} is a local path. Remove `config` and `split`.")
+    source = Path(data.source).expanduser()
+    if data.config or data.split:
+        raise UserError(f"params.yaml: {key}source: {data.source!r} is a local path. Remove config and split.")
     real, raw = source.resolve(), RAW.resolve()
     if real.is_relative_to(raw) or raw.is_relative_to(real):
         raise UserError(f"{source}: it overlaps with {RAW}, which this stage replaces. Keep your rows elsewhere.")
-    files = local_files(source, rows.file, rows.key)
-    names = row_files(files, rows.file, rows.source, rows.key) if source.is_dir() else list(files)
-    report_unread(rows, files)
+    files = local_files(source, data.file, f"{key}source")
+    names = select(data, key, files) if source.is_dir() else list(files)
     copy_files({name: files[name] for name in names}, folder)
     return names
 
 
-def download(rows: RowSource, folder: Path) -> tuple[list[str], str]:
-    """Download the rows of a source on the hub, and return the files' names and a description. Raises as `fetch`."""
+def download(data: Data, key: str, folder: Path) -> tuple[str, list[str]]:
+    """Download the rows of a source on the hub; return a description and the files' names. Raises as `fetch`."""
     from howto.sources.hub import open_repository
     from howto.sources.hub_splits import declares_configs, write_split
 
-    repository = open_repository(rows.source, "dataset", rows.revision)
-    done = f"downloaded {rows.source} at revision {repository.commit}"
-    if rows.config or rows.split or (not rows.file and declares_configs(repository)):
-        return ["rows.jsonl"], f"{done}, {write_split(repository, rows, folder / 'rows.jsonl')}"
-    names = row_files(repository.names, rows.file, rows.source, rows.key)
-    report_unread(rows, repository.names)
+    repository = open_repository(data.source, "dataset", data.revision)
+    done = f"downloaded {data.source} at revision {repository.commit}"
+    if data.config or data.split or (not data.file and declares_configs(repository)):
+        return f"{done}, {write_split(repository, data, key, folder / 'rows.jsonl')}", ["rows.jsonl"]
+    names = select(data, key, repository.names)
     copy_files(repository.fetch(names), folder)
-    return names, done
+    return done, names
 
 
-def report_unread(rows: RowSource, names: Collection[str]) -> None:
-    """Name the files of a source that are left out, unless params.yaml selects some."""
-    if not rows.file and (unread := unread_files(names)):
-        print(f"fetch_data: {rows.source}: {unread}")
+def select(data: Data, key: str, names: Collection[str]) -> list[str]:
+    """Return the files with rows, and print which others of the source are left out. Raises as `fetch`."""
+    selected = row_files(names, data.file, data.source, f"{key}source")
+    if not data.file and (unread := unread_files(names)):
+        print(f"fetch_data: {data.source}: {unread}")
+    return selected
 
 
 if __name__ == "__main__":

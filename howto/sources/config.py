@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
@@ -13,25 +12,12 @@ Text = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-@dataclass(frozen=True)
-class RowSource:
-    """One place that rows come from: a hub id (`owner/name`) or a local path, and what is taken from there.
-
-    `key` is the parameter that names it. `config` and `split` select rows on the hub as `datasets.load_dataset` does.
-    `file` is a file in the repository or folder, or a pattern for several. Without any, all files with rows are taken.
-    """
-
-    key: str
-    source: str
-    revision: str | None
-    config: str | None
-    split: str | None
-    file: str | None
-    sha256: str | None
-
-
 class Data(Section):
-    """`data` of a profile: a hub id (`owner/name`) or a local path. `test_source` names one for held-out rows."""
+    """`data` of a profile: a hub id (`owner/name`) or a local path, and which rows are taken from there.
+
+    `config` and `split` select rows on the hub as `datasets.load_dataset` does. `file` is a file in the repository or
+    folder, or a pattern for several. The keys that begin with `test_` do the same for held-out rows.
+    """
 
     key: ClassVar[str] = "profiles.*.data"
     source: Text
@@ -49,23 +35,19 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Data:
-        for key in ("revision", "config", "split", "file", "sha256"):
-            if getattr(self, f"test_{key}") is not None and self.test_source is None:
-                raise ValueError(f"test_{key} is given without test_source. Add that, or remove test_{key}.")
+        given = {key for key, value in self if value is not None}
+        lonely = {key for key in given if key.startswith("test_")} if self.test_source is None else set()
+        if lonely:
+            raise ValueError(f"{min(lonely)} is given without test_source. Add that, or remove {min(lonely)}.")
         for prefix in ("", "test_"):
-            file, config, split = (getattr(self, prefix + key) for key in ("file", "config", "split"))
-            if file and (config or split):
+            if prefix + "file" in given and given & {prefix + "config", prefix + "split"}:
                 raise ValueError(f"{prefix}file excludes {prefix}config and {prefix}split. Remove one.")
         return self
 
-    def sources(self) -> dict[str, RowSource]:
-        """Return where the "rows" come from, and the rows of "test" if these have a source of their own."""
-        fields = ("source", "revision", "config", "split", "file", "sha256")
-        prefixes = {"rows": "", "test": "test_"} if self.test_source else {"rows": ""}
-        return {
-            name: RowSource(f"data.{prefix}source", *(getattr(self, prefix + field) for field in fields))
-            for name, prefix in prefixes.items()
-        }
+    def test(self) -> Data | None:
+        """Return the section of the held-out rows, if they have a source of their own."""
+        values = {key.removeprefix("test_"): value for key, value in self if key.startswith("test_")}
+        return Data(**values) if self.test_source else None
 
 
 class Model(Section):

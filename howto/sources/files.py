@@ -7,16 +7,15 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from howto.core.errors import UserError
 
 ROW_FILES = (".jsonl", ".json", ".csv", ".parquet")
 ROW_FILE = re.compile(r"\.((jsonl|json|csv)(\.(gz|bz2|xz|zst))?|parquet)$", re.IGNORECASE)
 EXPECTED = f"{', '.join(ROW_FILES)} (all but the last also as .gz, .bz2, .xz or .zst)"
-# JSON that Hugging Face's own tools write beside the rows.
-METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-DOCUMENTS = ("README*", "LICENSE*")
+# Hidden files, documents, and the JSON that Hugging Face's own tools write beside the rows.
+NO_ROWS = (".*", "README*", "LICENSE*", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
 def is_local(source: str, revision: str | None, key: str) -> bool:
@@ -58,21 +57,13 @@ def row_files(names: Iterable[str], pattern: str | None, source: str, key: str) 
 
 def is_row_file(name: str) -> bool:
     """Return whether a file of this name, relative to its data folder, holds rows."""
-    path = PurePosixPath(name)
-    return bool(ROW_FILE.search(name)) and path.name not in METADATA and not _is_hidden(path)
+    return bool(ROW_FILE.search(name)) and not _is_ignored(name)
 
 
 def unread_files(names: Iterable[str]) -> str:
-    """Return the number and the first names of the files that are left out; "" if there is none but documents."""
-    left = [
-        name
-        for name in sorted(names)
-        if not is_row_file(name)
-        and not _is_hidden(path := PurePosixPath(name))
-        and path.name not in METADATA
-        and not any(fnmatchcase(path.name, pattern) for pattern in DOCUMENTS)
-    ]
-    return f"{len(left)} file{'s' if len(left) > 1 else ''} not read ({_some(left)})" if left else ""
+    """Return a line with the number and the first names of the files in which rows may be missed; "" for none."""
+    unread = [name for name in sorted(names) if not ROW_FILE.search(name) and not _is_ignored(name)]
+    return f"{len(unread)} file{'s' if len(unread) > 1 else ''} not read ({_some(unread)})" if unread else ""
 
 
 def local_files(source: Path, pattern: str | None, key: str) -> dict[str, Path]:
@@ -107,8 +98,9 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _is_hidden(path: PurePosixPath) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _is_ignored(name: str) -> bool:
+    *folders, file = name.split("/")
+    return any(part.startswith(".") for part in folders) or any(fnmatchcase(file, pattern) for pattern in NO_ROWS)
 
 
 def _walk(root: Path) -> Iterator[tuple[str, Path]]:

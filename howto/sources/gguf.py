@@ -1,7 +1,7 @@
 """Convert a GGUF file, llama.cpp's format for quantised models, to a plain Hugging Face folder.
 
-transformers reads the file and dequantises its tensors. This module explains what cannot be read in one line, corrects the
-tokenizer where the file's splitting rule needs it, and measures whether the result still models English.
+transformers reads the file and dequantises its tensors. This module explains in one line what cannot be read, corrects
+the tokenizer where the file's splitting rule needs it, and measures whether the result still models English.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def check_english(folder: Path, name: str) -> tuple[float, str]:
     if not math.isfinite(perplexity):
         raise UserError(f"{name}: the perplexity of a plain English sentence is {perplexity}. The weights are damaged.")
     warning = (
-        f"{name}: the perplexity of a plain English sentence is {perplexity:,.0f}, too high for a trained English model. "
+        f"{name}: the perplexity of a plain English sentence is {perplexity:,.0f}, too high for a trained model. "
         "If this model was trained on English, its conversion went wrong."
     )
     return perplexity, warning if perplexity >= UNLIKELY else ""

@@ -1,7 +1,7 @@
 """Download files of a repository on the Hugging Face hub, with `huggingface_hub` and into that library's cache.
 
-The library honours HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE, its timeouts and the usual proxy variables. It retries
-and resumes a download that breaks within a run. A later run keeps complete files and starts the others again.
+The library honours HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE, its timeouts and the usual proxy variables. Within
+one run it resumes a download that breaks. A later run keeps complete files, and starts the others again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NOT_A_HUB = "the answer is not that of a hub. Check HF_ENDPOINT, the proxy, and 
 PROBLEMS: dict[type[Exception], str] = {  # the first class that fits counts
     errors.HFValidationError: "not an id of the hub. Correct source in params.yaml.",
     errors.GatedRepoError: "access is granted on request. Ask on the hub's page, and set HF_TOKEN to your token.",
-    errors.RepositoryNotFoundError: "the hub has no such repository, or it is private. Correct source, or set HF_TOKEN.",
+    errors.RepositoryNotFoundError: "the hub has no such repository, or it is private. Correct source or set HF_TOKEN.",
     errors.RevisionNotFoundError: "the hub has no such revision. Correct revision in params.yaml.",
     errors.FileMetadataError: NOT_A_HUB,
     JSONDecodeError: NOT_A_HUB,

@@ -1,8 +1,8 @@
 """Rows of one configuration and split of a data set on the hub, as the `datasets` library defines them.
 
-That library reads the configurations from the README's YAML and finds the files of each split. It does so in a folder of
-empty files with the repository's names, and reads the split's own files once they are downloaded. So every download goes
-through `howto.sources.hub`, and no file of another split is fetched.
+That library reads the configurations from the README's YAML and finds the files of each split. It does so in a folder
+of empty files with the repository's names, and reads the split's own files once they are downloaded. So every download
+goes through `howto.sources.hub`, and no file of another split is fetched.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from howto.core.errors import UserError
-from howto.sources.config import RowSource
+from howto.sources.config import Data
 from howto.sources.hub import Repository
 
 README = "README.md"
@@ -29,10 +29,11 @@ def declares_configs(repository: Repository) -> bool:
     return CONFIGS_IN_FRONT_MATTER.match(text) is not None
 
 
-def write_split(repository: Repository, rows: RowSource, path: Path) -> str:
+def write_split(repository: Repository, rows: Data, key: str, path: Path) -> str:
     """Write the rows of one split to `path` as JSONL, and describe configuration and split.
 
     Without `rows.config`, take the default or only configuration; without `rows.split`, "train" or the only split.
+    `key` names `rows` in messages, such as "data.".
 
     Raises:
         UserError: there is no such configuration or split, or `datasets` cannot read its files.
@@ -50,11 +51,11 @@ def write_split(repository: Repository, rows: RowSource, path: Path) -> str:
         try:
             configs = datasets.get_dataset_config_names(str(folder))
             default = datasets.get_dataset_default_config_name(str(folder))
-            config = _choose(rows.config, default, configs, rows.key.replace("source", "config"))
+            config = _choose(rows.config, default, configs, key + "config")
             builder = datasets.load_dataset_builder(str(folder), config, cache_dir=str(folder / ".cache"))
             files = builder.config.data_files
             splits = [str(name) for name in files]
-            split = _choose(rows.split, "train", splits, rows.key.replace("source", "split"))
+            split = _choose(rows.split, "train", splits, key + "split")
             for other in set(splits) - {split}:
                 del files[other]
             _link(repository, [Path(file).relative_to(folder).as_posix() for file in files[split]], folder)

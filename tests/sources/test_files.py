@@ -176,5 +176,5 @@ def test_files_with_rows_are_selected_by_their_names() -> None:
     ]
     assert row_files(names, None, "here", "data.source") == ["a.jsonl", "b.json.xz", "c/d.csv"]
     assert row_files(names, "c/*", "here", "data.source") == ["c/d.csv"]
-    with pytest.raises(UserError, match="here: no file that ends in .* it is empty"):
+    with pytest.raises(UserError, match=r"here: no file that ends in .* it is empty"):
         row_files([], None, "here", "data.source")

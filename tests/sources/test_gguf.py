@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from howto.core.errors import UserError
 from howto.modeling.loading import load_base, load_tokenizer
-from howto.sources.gguf import SENTENCE, _read, check_english, convert_gguf, sentence_perplexity
+from howto.sources.gguf import SENTENCE, check_english, convert_gguf, sentence_perplexity
 from howto.sources.installed_package import package_file
 from tests.conftest import ROOT, made_once
 from tests.support.fetching import MODEL, PARTS, Place
@@ -203,13 +203,3 @@ def test_a_conversion_that_mixes_up_heads_or_gives_no_numbers_is_noticed(smollm2
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="The weights are damaged"):
         check_english(tmp_path, "SmolLM2")
-
-
-def test_too_little_memory_is_not_taken_for_a_fault_of_the_file(tmp_path: Path) -> None:
-    class Loader:
-        @staticmethod
-        def from_pretrained(*_: object, **__: object) -> None:
-            torch.empty(2**60)
-
-    with pytest.raises(RuntimeError, match="allocate memory"):
-        _read(Loader, tmp_path / "mine.gguf", "mine.gguf", "llama, F32")

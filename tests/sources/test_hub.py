@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -25,14 +24,12 @@ from tests.support.fetching import (
     Place,
     listing,
     rows,
-    run_by_anyone,
     weights,
 )
 from tests.support.hub import COMMIT, OLDER, Fault, Hub, sha256
 
 PINNED_MODEL = f"{{source: {MODEL}, revision: {COMMIT}}}"
 FIRST = f"{{source: {DATA}, file: rows.jsonl}}"
-MEBI = 1 << 20
 ALWAYS = 1 << 30
 
 
@@ -51,14 +48,6 @@ def test_the_revision_decides_and_a_run_without_one_reports_its_commit(hub: Hub,
     assert COMMIT in place.succeeds("data", f"{{source: {DATA}}}")
 
 
-def test_shards_of_weights_are_pinned_by_one_sha256(hub: Hub, place: Place) -> None:
-    shards = {f"model-0000{n}-of-00002.safetensors": weights(100, n) for n in (1, 2)}
-    index = json.dumps({"weight_map": {name: name for name in shards}}).encode()
-    hub.repositories["models/someone/sharded"] = {**PARTS, **shards, "model.safetensors.index.json": index}
-    place.succeeds("model", f"{{source: someone/sharded, weights_sha256: {listing(shards)}}}")
-    assert place.files("models/base") == hub.repositories["models/someone/sharded"]
-
-
 @pytest.mark.parametrize(
     ("file", "names"),
     [
@@ -75,23 +64,6 @@ def test_the_files_of_a_data_set_are_the_selected_ones(
     digest = listing(expected) if len(expected) > 1 else sha256(*expected.values())
     assert digest in place.succeeds("data", f"{{source: {DATA}, file: {json.dumps(file)}, sha256: {digest}}}")
     assert place.files("data/raw") == {f"rows/{name}": data for name, data in expected.items()}
-
-
-def test_held_out_rows_may_have_a_source_of_their_own(hub: Hub, place: Place) -> None:
-    (place.folder / "mine.json").write_bytes(b"[]")
-    test = f"test_source: {DATA}, test_file: rows.jsonl, test_revision: {COMMIT}"
-    place.succeeds("data", f"{{source: mine.json, {test}, test_sha256: {sha256(ROWS['rows.jsonl'])}}}")
-    assert place.files("data/raw") == {"rows/mine.json": b"[]", "test/rows.jsonl": ROWS["rows.jsonl"]}
-
-
-def test_fetching_data_imports_no_torch(hub: Hub, place: Place) -> None:
-    place.write(data=FIRST)
-    code = (
-        "import runpy, sys; runpy.run_module('stages.fetch_data', run_name='__main__', alter_sys=True)\n"
-        "assert 'huggingface_hub' in sys.modules and not {'torch', 'transformers'} & set(sys.modules)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=place.folder, env=environment, timeout=60)
 
 
 # --- What fails ---------------------------------------------------------------------------------------------
@@ -178,17 +150,13 @@ def test_where_no_network_is_the_line_names_the_hub_and_what_needs_none(
             assert "secret" not in line
 
 
-def test_a_download_that_breaks_is_resumed_in_the_same_run(
+def test_a_hub_that_recovers_is_asked_again_in_the_same_run(
     hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
-    big = weights(12 * MEBI)  # a piece of 10 MiB, as the library writes them, and a rest
-    hub.repositories[f"models/{MODEL}"]["model.safetensors"] = big
-    hub.faults += [Fault(503, "tree/"), Fault("silence", "tree/"), Fault("cut", "model.safetensors", offset=11 * MEBI)]
+    hub.faults += [Fault(503, "tree/"), Fault("silence", "tree/"), Fault("hang up", "cdn/")]
     place.succeeds("model", PINNED_MODEL)
-    assert place.files("models/base")["model.safetensors"] == big
-    ranges = [one.range for one in hub.asked if one.method == "GET" and re.match("cdn/.*/model.safe", one.path)]
-    assert ranges == [None, f"bytes={10 * MEBI}-"]
+    assert not any(fault.times for fault in hub.faults)
 
 
 def test_wrong_bytes_are_refused_and_fetched_again(hub: Hub, place: Place) -> None:
@@ -208,10 +176,7 @@ def test_a_wrong_sha256_is_one_line_and_the_right_one_needs_no_second_download(h
     line = place.fails("model", f"{{source: {MODEL}, weights_sha256: {'a' * 64}}}", "its sha256 is")
     assert sha256(WEIGHTS) in line
     place.succeeds("model", f"{{source: {MODEL}, weights_sha256: {sha256(WEIGHTS)}}}")
-    assert [one.method for one in hub.asked if re.match("cdn/.*/model.safetensors", one.path)] == ["GET"]
-
-
-# --- Caches and disks ---------------------------------------------------------------------------------------
+    assert sum(one.path.startswith("cdn/") and one.path.endswith("model.safetensors") for one in hub.asked) == 1
 
 
 def test_offline_a_full_cache_is_enough_and_a_gap_in_it_is_one_line(
@@ -235,35 +200,15 @@ def test_offline_a_full_cache_is_enough_and_a_gap_in_it_is_one_line(
     assert not hub.asked
 
 
-def test_a_full_cache_that_cannot_be_written_is_enough(hub: Hub, place: Place) -> None:
-    place.succeeds("model", PINNED_MODEL)
-    shutil.rmtree(place.folder / "models")
-    cache = place.folder / "hub-cache"
-    shutil.rmtree(cache / "hub/.locks")
-    folders = [path for path in (cache, *cache.rglob("*")) if path.is_dir() and not path.is_symlink()]
-    for path in folders:
-        path.chmod(0o555)
-    done = run_by_anyone(place.folder, "stages.fetch_model")
-    for path in folders:
-        path.chmod(0o755)
-    assert done.returncode == 0, done.stderr
-    assert place.files("models/base") == {"model.safetensors": WEIGHTS, **PARTS}
-
-
-@pytest.mark.parametrize(("disk", "phrase"), [("hub-cache", "the disk of the cache"), ("models", "error: models/")])
-def test_a_full_disk_is_one_line_and_with_more_space_the_next_run_succeeds(
-    hub: Hub, place: Place, disk: str, phrase: str
-) -> None:
-    big = weights(3 * MEBI)
-    hub.repositories[f"models/{MODEL}"]["model.safetensors"] = big
-    (place.folder / disk).mkdir()
+def test_a_full_disk_is_one_line_and_with_more_space_the_next_run_succeeds(hub: Hub, place: Place) -> None:
+    hub.repositories[f"models/{MODEL}"]["model.safetensors"] = weights(3 << 20)
+    (place.folder / "hub-cache").mkdir()
     script = f"""
-        mount -t tmpfs -o size=2m tmpfs {disk} || {{ echo no mount; exit; }}
-        {sys.executable} -m stages.fetch_model; echo "exit $?"
-        ls -A models 2> /dev/null
-        mount -o remount,size=64m {disk}
-        {sys.executable} -m stages.fetch_model; echo "exit $?"
-        sha256sum < models/base/model.safetensors
+        mount -t tmpfs -o size=2m tmpfs hub-cache || exit 99
+        {sys.executable} -m stages.fetch_model && exit 1
+        ls -A models
+        mount -o remount,size=64m hub-cache
+        {sys.executable} -m stages.fetch_model
     """
     place.write(model=PINNED_MODEL)
     done = subprocess.run(
@@ -275,9 +220,7 @@ def test_a_full_disk_is_one_line_and_with_more_space_the_next_run_succeeds(
         text=True,
         timeout=60,
     )
-    if not done.stdout or done.stdout == "no mount\n":
+    if done.returncode == 99 or done.stderr.startswith("unshare"):
         pytest.skip(f"no small disk can be mounted here: {done.stderr}")
-    full, printed, free, digest = done.stdout.splitlines()
-    assert (full, free) == ("exit 1", "exit 0") and printed.startswith("fetch_model: copied"), done.stdout
-    assert phrase in done.stderr and "full" in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    assert digest.split()[0] == sha256(big)
+    assert done.returncode == 0 and done.stdout.startswith("fetch_model: copied"), "the first run left something"
+    assert "the disk of the cache" in done.stderr and done.stderr.count("\n") == 1, done.stderr

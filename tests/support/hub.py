@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -20,14 +20,13 @@ LARGE = (".safetensors", ".parquet", ".model")  # stored under their sha256 (git
 class Fault:
     """What happens to the next `times` requests whose path contains `path`.
 
-    A number is the status of the answer. "page" answers with a page for people, "silence" never, and "hang up" closes the
-    connection; "cut" does so after `offset` bytes of a file.
+    A number is the status of the answer. "page" answers with a page for people, "silence" never, and "hang up" closes
+    the connection.
     """
 
     kind: int | str
     path: str = ""
     times: int = 1
-    offset: int = 0
 
 
 @dataclass
@@ -36,7 +35,6 @@ class Asked:
 
     method: str
     path: str
-    range: str | None
     token: str | None
 
 
@@ -44,8 +42,8 @@ class Asked:
 class Hub:
     """Repositories by kind and name ("models/owner/name"), each with its files at `COMMIT`.
 
-    `older` has files at `OLDER`, and `sent_instead` the bytes that are sent for a file of that name. A repository in `gated`
-    gives files only to `token`; `stranger` is the token of another account.
+    `older` has files at `OLDER`, and `sent_instead` the bytes that are sent for a file of that name. A repository in
+    `gated` gives files only to `token`; `stranger` is the token of another account.
     """
 
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -76,8 +74,9 @@ def serve(hub: Hub) -> Iterator[Hub]:
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path).strip("/")
             token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
-            hub.asked.append(Asked(self.command, path, self.headers.get("Range"), token))
-            if fault := self._fault(path, in_body=False):
+            hub.asked.append(Asked(self.command, path, token))
+            if fault := next((one for one in hub.faults if one.times and one.path in path), None):
+                fault.times -= 1
                 return self._fail(fault.kind)
             cdn = path.startswith("cdn/")
             if token not in (None, hub.token, hub.stranger):
@@ -102,18 +101,10 @@ def serve(hub: Hub) -> Iterator[Hub]:
                 return self._refuse(404, "EntryNotFound", "Entry not found")
             headers = {"X-Repo-Commit": commit, "ETag": f'"{content_hash(name, files[name])}"'}
             if cdn or not name.endswith(LARGE):
-                return self._body(path, hub.sent_instead.get(name, files[name]), headers)
+                return self._send(200, hub.sent_instead.get(name, files[name]), headers)
             headers |= {"X-Linked-Etag": headers.pop("ETag"), "X-Linked-Size": str(len(files[name]))}
             headers |= {"Location": f"http://localhost:{hub.address.rpartition(':')[2]}/cdn{self.path}"}
             return self._send(302, b"", headers)
-
-        def _fault(self, path: str, in_body: bool) -> Fault | None:
-            """Return the fault that this request meets, before or in the body of its answer."""
-            for fault in hub.faults:
-                if fault.times and fault.path in path and (fault.kind == "cut") == in_body:
-                    fault.times -= 1
-                    return fault
-            return None
 
         def _fail(self, kind: int | str) -> None:
             if isinstance(kind, int):
@@ -132,24 +123,13 @@ def serve(hub: Hub) -> Iterator[Hub]:
         def _json(self, value: object) -> None:
             self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-        def _body(self, path: str, data: bytes, headers: dict[str, str]) -> None:
-            """Send a file from the byte that the request names, until a fault."""
-            start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
-            if start:
-                headers |= {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
-            fault = self._fault(path, in_body=True) if self.command == "GET" else None
-            self._send(206 if start else 200, data[start:], headers, data[start : fault.offset if fault else None])
-            self.close_connection = fault is not None
-
-        def _send(self, status: int, body: bytes, headers: dict[str, str], part: bytes | None = None) -> None:
-            """Answer with `body`, of which only `part` is really sent."""
+        def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)
             for key, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(key, value)
             self.end_headers()
             if self.command == "GET":
-                with suppress(ConnectionError):  # the client may have been killed
-                    self.wfile.write(body if part is None else part)
+                self.wfile.write(body)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
