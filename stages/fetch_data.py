@@ -7,6 +7,8 @@ writes:  data/raw/rows/, and data/raw/test/ where held-out rows come from a plac
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from howto.sources.files import copy_files, is_local, local_files, row_files, un
 def main() -> None:
     """Run the stage."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    if not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when a library imports it
     data = read_params().section(Data)
     with output_lock(RAW), atomic_folder(RAW) as folder:
         done = [f"{fetch(data, 'data.', folder / RAW_ROWS.name)} -> {RAW_ROWS}"]

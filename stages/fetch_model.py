@@ -7,6 +7,7 @@ writes:  models/base/ (a Hugging Face folder)
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from howto.sources.model_files import check_model, model_files
 def main() -> None:
     """Run the stage."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    if not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when a library imports it
     params = read_params()
     precision = str(params.value(f"profiles.{params.profile}.machine.precision"))
     with output_lock(BASE), atomic_folder(BASE) as folder:

@@ -7,9 +7,7 @@ the tokenizer where the file's splitting rule needs it, and measures whether the
 from __future__ import annotations
 
 import math
-import os
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +29,8 @@ UNLIKELY = 1000.0  # perplexity of SENTENCE above which a conversion is suspect;
 def convert_gguf(path: Path, folder: Path, precision: str, name: str) -> str:
     """Write the model in the GGUF file `path` as a Hugging Face folder, and describe it.
 
-    Args:
-        path: the file.
-        folder: an existing folder, which gets config, weights (safetensors), tokenizer and chat template.
-        precision: "float32" or "bfloat16"; the dtype of the weights that are written.
-        name: the file's name in messages.
+    The existing `folder` gets config, weights (safetensors, of dtype `precision`: "float32" or "bfloat16"), tokenizer
+    and chat template. `name` is the file's name in messages.
 
     Raises:
         UserError: the file is damaged, split, or of an architecture, tokenizer or quantisation that cannot be read.
@@ -44,11 +39,7 @@ def convert_gguf(path: Path, folder: Path, precision: str, name: str) -> str:
         raise UserError(f"{name}: one part of a split GGUF file. Merge the parts with `llama-gguf-split --merge`.")
     reader = _open(path, name)
     import torch
-    import transformers
 
-    if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"  # transformers dequantises under a bar of its own
-        transformers.logging.disable_progress_bar()
     types = [tensor.tensor_type.name for tensor in reader.tensors]
     quantisations = " + ".join(sorted(set(types), key=lambda one: (-types.count(one), one)))  # the most frequent first
     architecture = _text(reader, "general.architecture")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import sys
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -19,13 +18,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree, get_session, logging, snapshot_download
-from huggingface_hub.utils import disable_progress_bars
 
 from howto.core.errors import UserError
 from howto.core.hashing import sha256_of
 
 WITHOUT_HUB = "set `profile: smollm2` in params.yaml, which needs no hub"
 NOT_A_HUB = "the answer is not that of a hub. Check HF_ENDPOINT, the proxy, and whether the network expects a login."
+OFFLINE = f"HF_HUB_OFFLINE is set, and the cache lacks files. Unset it, or {WITHOUT_HUB}."
 PROBLEMS: dict[type[Exception], str] = {  # the first class that fits counts
     errors.HFValidationError: "not an id of the hub. Correct source in params.yaml.",
     errors.GatedRepoError: "access is granted on request. Ask on the hub's page, and set HF_TOKEN to your token.",
@@ -34,8 +33,8 @@ PROBLEMS: dict[type[Exception], str] = {  # the first class that fits counts
     errors.FileMetadataError: NOT_A_HUB,
     JSONDecodeError: NOT_A_HUB,
     KeyError: NOT_A_HUB,
-    errors.OfflineModeIsEnabled: f"HF_HUB_OFFLINE is set, and the cache lacks files. Unset it, or {WITHOUT_HUB}.",
-    errors.LocalEntryNotFoundError: f"HF_HUB_OFFLINE is set, and the cache lacks files. Unset it, or {WITHOUT_HUB}.",
+    errors.OfflineModeIsEnabled: OFFLINE,
+    errors.LocalEntryNotFoundError: OFFLINE,
 }
 STATUSES = {
     401: "Set HF_TOKEN to a valid token, or unset it.",
@@ -59,24 +58,22 @@ class Repository:
         """Return the paths of files in the hub's cache, by name. Those that the cache lacks are downloaded.
 
         Raises:
-            UserError: there is no such file, it cannot be downloaded, or its sha256 is not the one that the hub gives.
+            UserError: there is no such file, it cannot be downloaded, or a large file's sha256 is not that of the hub.
         """
         if missing := set(names) - set(self.names):
             similar = [name for name in self.names if PurePosixPath(name).suffix == PurePosixPath(min(missing)).suffix]
             raise UserError(f"{self.id}: it has no file {min(missing)}; it has {', '.join(similar) or 'none like it'}.")
         with _plain_errors(self.id):
-            files = self._download(names)
-            if damaged := [name for name, path in files.items() if _is_damaged(path)]:
-                self._download(damaged, force_download=True)
-        for name in damaged:
-            if _is_damaged(files[name]):
-                raise UserError(f"{self.id}/{name}: its sha256 is not the one that the hub gives. Run again later.")
+            only = [glob.escape(name) for name in names]
+            folder = snapshot_download(self.id, repo_type=self.kind, revision=self.commit, allow_patterns=only)
+        files = {name: Path(folder, name) for name in names}
+        for name, path in files.items():
+            digest = path.readlink().name if path.is_symlink() else ""  # the cache names large files by their sha256
+            if len(digest) == 64 and sha256_of(path) != digest:
+                raise UserError(
+                    f"{self.id}/{name}: its sha256 is not the hub's. Delete {path.resolve()} and run again."
+                )
         return files
-
-    def _download(self, names: Collection[str], **options: bool) -> dict[str, Path]:
-        only = [glob.escape(name) for name in names]
-        folder = snapshot_download(self.id, repo_type=self.kind, revision=self.commit, allow_patterns=only, **options)
-        return {name: Path(folder, name) for name in names}
 
 
 def open_repository(id: str, kind: str, revision: str | None) -> Repository:
@@ -101,15 +98,6 @@ def open_repository(id: str, kind: str, revision: str | None) -> Repository:
     return Repository(id, kind, folder.name, sorted(names))
 
 
-def _is_damaged(path: Path) -> bool:
-    """Return whether a large file differs from its sha256, which is its name in the cache.
-
-    Source: https://huggingface.co/docs/hub/local-cache
-    """
-    digest = path.readlink().name if path.is_symlink() else ""
-    return len(digest) == 64 and sha256_of(path) != digest
-
-
 def _limit_waiting(request: Any) -> None:
     """Give a timeout to a request that has none: the library lists a repository's files without one."""
     timeout = request.extensions["timeout"]
@@ -119,15 +107,13 @@ def _limit_waiting(request: Any) -> None:
 
 @contextmanager
 def _plain_errors(where: str) -> Iterator[None]:
-    """Turn the library's errors into one line each, and its progress bars off unless in a terminal."""
+    """Turn the library's errors into one line each, and its warnings off."""
     logging.set_verbosity(logging.CRITICAL)
     constants.HF_HUB_DISABLE_TELEMETRY = True
     get_session().event_hooks["request"].append(_limit_waiting)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if not sys.stderr.isatty():
-                disable_progress_bars()
             yield
     except (errors.HTTPError, OSError, ValueError, KeyError, RuntimeError) as error:
         wrapped = isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__

@@ -56,13 +56,13 @@ def write_split(repository: Repository, rows: Data, key: str, path: Path) -> str
             files = builder.config.data_files
             splits = [str(name) for name in files]
             split = _choose(rows.split, "train", splits, key + "split")
-            for other in set(splits) - {split}:
+            for other in set(splits) - {split}:  # whose files are empty here
                 del files[other]
             _link(repository, [Path(file).relative_to(folder).as_posix() for file in files[split]], folder)
             with path.open("w", encoding="utf-8", newline="\n") as file:
                 for row in builder.as_streaming_dataset(split):
                     file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-        except (datasets.exceptions.DatasetsError, ValueError, FileNotFoundError) as error:
+        except (datasets.exceptions.DatasetsError, ValueError, FileNotFoundError, ImportError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"{rows.source}: the datasets library cannot read it ({reason:.200}). Name its files in `file`."

@@ -131,15 +131,8 @@ def place(tmp_path: Path, small_params: str) -> Place:
 def run_by_anyone(folder: Path, stage: str) -> subprocess.CompletedProcess[str]:
     """Run a stage without root's right to read and write everything."""
     rights = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
-    return subprocess.run(
-        [*rights, sys.executable, "-m", stage],
-        check=False,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command, environment = [*rights, sys.executable, "-m", stage], {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def lay(folder: Path, files: Mapping[str, bytes]) -> Path:
