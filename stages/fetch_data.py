@@ -43,40 +43,28 @@ def fetch(data: Data, key: str, folder: Path) -> str:
         UserError: the source cannot be read, has no rows, or has another sha256 than params.yaml.
     """
     folder.mkdir()
-    if is_local(data.source, data.revision, f"{key}source"):
-        done, names = f"copied {data.source}", copy(data, key, folder)
+    if is_local(data.source, data.revision or data.config or data.split, f"{key}source"):
+        source, raw = Path(data.source).expanduser(), RAW.resolve()
+        if source.resolve().is_relative_to(raw) or raw.is_relative_to(source.resolve()):
+            raise UserError(f"{source}: it overlaps with {RAW}, which this stage replaces. Keep your rows elsewhere.")
+        files = local_files(source, data.file, f"{key}source")
+        names = select(data, key, files) if source.is_dir() else list(files)
+        copy_files({name: files[name] for name in names}, folder)
+        done = f"copied {data.source}"
     else:
-        done, names = download(data, key, folder)
+        from howto.sources.hub import open_repository
+        from howto.sources.hub_splits import declares_configs, write_split
+
+        repository = open_repository(data.source, "dataset", data.revision)
+        done = f"downloaded {data.source} at revision {repository.commit}"
+        if data.config or data.split or (not data.file and declares_configs(repository)):
+            names = ["rows.jsonl"]
+            done += f", {write_split(repository, data, key, folder / names[0])}"
+        else:
+            names = select(data, key, repository.names)
+            copy_files(repository.fetch(names), folder)
     digest = check_sha256(folder, names, data.sha256, data.source)
     return f"{done} ({len(names)} file{'s' if len(names) > 1 else ''}, sha256 {digest})"
-
-
-def copy(data: Data, key: str, folder: Path) -> list[str]:
-    """Copy the files of a local source, and return their names. Raises as `fetch`."""
-    source = Path(data.source).expanduser()
-    if data.config or data.split:
-        raise UserError(f"params.yaml: {key}source: {data.source!r} is a local path. Remove config and split.")
-    real, raw = source.resolve(), RAW.resolve()
-    if real.is_relative_to(raw) or raw.is_relative_to(real):
-        raise UserError(f"{source}: it overlaps with {RAW}, which this stage replaces. Keep your rows elsewhere.")
-    files = local_files(source, data.file, f"{key}source")
-    names = select(data, key, files) if source.is_dir() else list(files)
-    copy_files({name: files[name] for name in names}, folder)
-    return names
-
-
-def download(data: Data, key: str, folder: Path) -> tuple[str, list[str]]:
-    """Download the rows of a source on the hub; return a description and the files' names. Raises as `fetch`."""
-    from howto.sources.hub import open_repository
-    from howto.sources.hub_splits import declares_configs, write_split
-
-    repository = open_repository(data.source, "dataset", data.revision)
-    done = f"downloaded {data.source} at revision {repository.commit}"
-    if data.config or data.split or (not data.file and declares_configs(repository)):
-        return f"{done}, {write_split(repository, data, key, folder / 'rows.jsonl')}", ["rows.jsonl"]
-    names = select(data, key, repository.names)
-    copy_files(repository.fetch(names), folder)
-    return done, names
 
 
 def select(data: Data, key: str, names: Collection[str]) -> list[str]:

@@ -18,19 +18,19 @@ EXPECTED = f"{', '.join(ROW_FILES)} (all but the last also as .gz, .bz2, .xz or 
 NO_ROWS = (".*", "README*", "LICENSE*", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
-def is_local(source: str, revision: str | None, key: str) -> bool:
+def is_local(source: str, hub_only: str | None, key: str) -> bool:
     """Return whether `source` is a path on this machine; otherwise it is a hub id, `owner/name`.
 
-    `key` is its key in params.yaml, such as "data.source".
+    `hub_only` is what params.yaml selects in a hub repository, such as a revision. `key` is that of `source`.
 
     Raises:
-        UserError: it is neither, or a path with a revision.
+        UserError: it is neither, or a path with a revision, configuration or split.
     """
     path = Path(source).expanduser()
     named = ROW_FILE.search(source) or path.suffix.lower() == ".gguf" or source.startswith((".", "~"))
     if named or path.exists() or path.is_absolute():
-        if revision:
-            raise UserError(f"params.yaml: {key}: {source!r} is a local path, which has no revision. Remove that.")
+        if hub_only:
+            raise UserError(f"params.yaml: {key}: {source!r} is a local path, which has no {hub_only!r}. Remove that.")
         return True
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return False

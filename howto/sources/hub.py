@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree, get_session, logging, snapshot_download
+from huggingface_hub.utils import disable_progress_bars
 
 from howto.core.errors import UserError
 from howto.core.hashing import sha256_of
@@ -87,7 +88,8 @@ def open_repository(id: str, kind: str, revision: str | None) -> Repository:
         if not constants.is_offline_mode():  # asked without retries: where there is no network, the stage ends at once
             info = HfApi().repo_info(id, repo_type=kind, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
             listed = [file.rfilename for file in info.siblings]
-        folder = Path(snapshot_download(id, repo_type=kind, revision=revision, allow_patterns=[]))
+        with disable_progress_bars():
+            folder = Path(snapshot_download(id, repo_type=kind, revision=revision, allow_patterns=[]))
         try:
             names = [file.path for file in get_cached_repo_tree(id, repo_type=kind, revision=folder.name)]
         except errors.CachedRepoTreeNotFoundError:  # another program filled the cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_local_model_folder_may_consist_of_links(place: Place) -> None:
         ({**PARTS, "model.safetensors": b"version https://git-lfs.github.com/spec/v1"}, "", "a git-lfs pointer"),
         ({**PARTS, "model.safetensors": WEIGHTS, "config.json": b"{"}, "", "mine/config.json: not a JSON object"),
         ({**PARTS, "model.safetensors": WEIGHTS}, f", weights_sha256: {'a' * 64}", "its sha256 is"),
-        ({**PARTS, "model.safetensors": WEIGHTS}, ", revision: main", "a local path, which has no revision"),
+        ({**PARTS, "model.safetensors": WEIGHTS}, ", revision: main", "is a local path"),
     ],
 )
 def test_a_local_model_that_cannot_be_used_is_one_line(
@@ -96,42 +97,20 @@ def test_links_to_files_of_the_same_data_folder_are_followed(tmp_path: Path) -> 
     assert local_files(tmp_path / "link", None, "data.source").keys() == names
 
 
-def link_out(folder: Path) -> None:
-    (folder / "out.jsonl").symlink_to(folder.parent / "secret.jsonl")
-
-
-def link_to_folder(folder: Path) -> None:
-    (folder / "out").symlink_to(folder.parent)
-
-
-def link_to_nothing(folder: Path) -> None:
-    (folder / "out").symlink_to("nothing")
-
-
-def make_pipe(folder: Path) -> None:
-    os.mkfifo(folder / "out.jsonl")
-
-
-def lock_file(folder: Path) -> None:
-    (folder / "rows.jsonl").chmod(0)
-
-
-def lock_folder(folder: Path) -> None:
-    (folder / "data").chmod(0)
-
-
 @pytest.mark.parametrize(
     ("damage", "phrase"),
     [
-        (link_out, "mine/out.jsonl: expected a file in mine"),
-        (link_to_folder, "mine/out: expected a file in mine"),
-        (link_to_nothing, "mine/out: expected a file in mine"),
-        (make_pipe, "mine/out.jsonl: expected a file in mine"),
-        (lock_file, "mine/rows.jsonl: no permission"),
-        (lock_folder, "mine/data: no permission"),
+        (lambda mine: (mine / "x.jsonl").symlink_to(mine.parent / "secret.jsonl"), "mine/x.jsonl: expected a file in"),
+        (lambda mine: (mine / "x").symlink_to(mine.parent), "mine/x: expected a file in mine"),
+        (lambda mine: (mine / "x").symlink_to("nothing"), "mine/x: expected a file in mine"),
+        (lambda mine: os.mkfifo(mine / "x.jsonl"), "mine/x.jsonl: expected a file in mine"),
+        (lambda mine: (mine / "rows.jsonl").chmod(0), "mine/rows.jsonl: no permission"),
+        (lambda mine: (mine / "data").chmod(0), "mine/data: no permission"),
     ],
 )
-def test_a_data_folder_that_cannot_be_copied_is_one_line(place: Place, damage, phrase: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_data_folder_that_cannot_be_copied_is_one_line(
+    place: Place, damage: Callable[[Path], None], phrase: str
+) -> None:
     lay(place.folder, {"secret.jsonl": b"secret"})
     damage(lay(place.folder / "mine", ROWS))
     place.write(data="{source: mine}")
@@ -149,7 +128,7 @@ def test_a_data_folder_that_cannot_be_copied_is_one_line(place: Place, damage, p
         ("{source: params.yaml}", "params.yaml: expected a file that ends in .jsonl"),
         (f"{{source: rows.jsonl, sha256: {'a' * 64}}}", "rows.jsonl: its sha256 is"),
         (f"{{source: two, sha256: {'a' * 64}}}", "two: its sha256 is"),
-        ("{source: rows.jsonl, revision: main}", "has no revision"),
+        ("{source: rows.jsonl, revision: main}", "is a local path"),
         ("{source: rows.jsonl, file: rows.jsonl}", "is a single file"),
         ("{source: two, file: c.jsonl}", "two: no file that matches 'c.jsonl'"),
         ("{source: pictures}", "it has a.png. Correct data.source"),

@@ -115,7 +115,7 @@ def test_offline_the_cache_is_enough(languages: Hub, place: Place, monkeypatch: 
         (f"{{source: {SOURCE}, config: de, test_source: {SOURCE}, test_config: fr}}", "data.test_config: expected one"),
         ("{source: someone/empty, split: train}", "the datasets library cannot read it"),
         ("{source: someone/broken, split: train}", "the datasets library cannot read it"),
-        ("{source: rows.jsonl, split: train}", "rows.jsonl' is a local path"),
+        ("{source: rows.jsonl, split: train}", "is a local path, which has no 'train'"),
         (f"{{source: {SOURCE}, file: rows.jsonl, split: train}}", "file excludes config and split"),
     ],
 )
