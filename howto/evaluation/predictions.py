@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
+from howto.core.dvc_lock import read_lock
 from howto.core.errors import UserError
 from howto.core.schema import Prediction, Row, number_rows
 
@@ -57,15 +55,10 @@ def check_against_lock(path: Path, lock: Path, values: dict[str, Any], params_pa
     Raises:
         UserError: it knows others, of another model or other params.
     """
-    try:
-        stages = YAML(typ="safe").load(lock.read_text(encoding="utf-8"))["stages"]
-        stage = stages.get(f"infer@{path.stem}") or {}
-        known = {out["path"]: out["md5"] for out in stage.get("outs", [])}.get(str(path))
-        used = (stage.get("params") or {}).get(params_path.name) or {}
-    except FileNotFoundError:
+    stage = read_lock(lock).get(f"infer@{path.stem}") if lock.exists() else None
+    if stage is None:
         return
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, YAMLError):
-        raise UserError(f"{lock}: damaged; take it from git again") from None
+    known, used = stage.outs.get(str(path)), stage.params.get(params_path.name, {})
     again = f"make it again with `dvc repro infer@{path.stem}`"
     if known and known != _md5(path):
         raise UserError(f"{path}: not the file that {lock} knows, but one of another model or other params; {again}")

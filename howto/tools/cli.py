@@ -100,9 +100,9 @@ def export(
 @reports_errors
 def doctor() -> None:
     """Check whether this machine can run the active profile."""
-    from howto.tools.doctor import main
+    from howto.tools.doctor import doctor as check_machine
 
-    main()
+    check_machine()
 
 
 @app.command()
@@ -120,9 +120,9 @@ def verify(
 @reports_errors
 def recover() -> None:
     """Repair what a killed DVC left behind, so that the next `dvc repro` completes."""
-    from howto.tools.recover import main
+    from howto.tools.recover import recover as repair
 
-    main()
+    repair()
 
 
 def main() -> None:

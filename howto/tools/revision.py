@@ -12,6 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from howto.core.dvc_lock import LockedStage, read_lock
 from howto.core.errors import UserError
 from howto.core.schema import Prediction, Row, read_rows
 from howto.evaluation.metrics import MODELS
@@ -141,14 +142,11 @@ def _check_that_it_ran(params: dict[str, Any], folder: Path) -> None:
     Raises:
         UserError: a stage behind them ran with others, or read what has been made anew since.
     """
-    try:
-        stages = {name: stage for name, stage in _yaml(folder / LOCK)["stages"].items() if name != "evaluate"}
-    except FileNotFoundError:
-        return
-    made = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", [])}
+    stages = _stages(folder / LOCK)
+    made = {path: md5 for stage in stages.values() for path, md5 in stage.outs.items()}
     to_do = "run `dvc repro`, or compare a version that was run"
     for name, stage in stages.items():
-        for key, value in (stage.get("params") or {}).get(str(PARAMS), {}).items():
+        for key, value in stage.params.get(str(PARAMS), {}).items():
             now: Any = params
             for part in key.split("."):
                 now = now.get(part) if isinstance(now, dict) else None
@@ -158,25 +156,19 @@ def _check_that_it_ran(params: dict[str, Any], folder: Path) -> None:
                 raise UserError(
                     f"{folder / PARAMS} ({what}): the answers were made with another value ({name}); {to_do}"
                 )
-        for dep in stage.get("deps", []):
-            if made.get(dep["path"], dep.get("md5")) != dep.get("md5"):
-                raise UserError(f"{folder / LOCK}: {dep['path']} was made anew since {name} read it; {to_do}")
+        for path, md5 in stage.deps.items():
+            if made.get(path, md5) != md5:
+                raise UserError(f"{folder / LOCK}: {path} was made anew since {name} read it; {to_do}")
 
 
 def _hashes(lock: Path) -> dict[str, str]:
-    """The hash of each input and output of the stages that dvc.lock has, code among them, but not of `evaluate`."""
-    try:
-        stages = _yaml(lock)["stages"]
-        return {
-            part["path"]: part["md5"]
-            for name, stage in stages.items()
-            if name != "evaluate"
-            for part in [*stage.get("deps", []), *stage.get("outs", [])]
-        }
-    except FileNotFoundError:
-        return {}
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{lock}: damaged; take it from git again") from None
+    """Return the hash of each input and output of the stages before `evaluate`, code included, by path."""
+    return {path: md5 for stage in _stages(lock).values() for path, md5 in {**stage.deps, **stage.outs}.items()}
+
+
+def _stages(lock: Path) -> dict[str, LockedStage]:
+    """Return the stages before `evaluate` that dvc.lock records; an empty dict if there is no dvc.lock."""
+    return {name: stage for name, stage in read_lock(lock).items() if name != "evaluate"} if lock.exists() else {}
 
 
 def _yaml(path: Path) -> dict[str, Any]:
