@@ -36,7 +36,7 @@ def test_a_local_model_folder_may_consist_of_links(place: Place) -> None:
         ({**PARTS, "model.safetensors": WEIGHTS[:-9]}, "", "mine/model.safetensors: not complete safetensors"),
         ({**PARTS, "model.safetensors": b"version https://git-lfs.github.com/spec/v1"}, "", "a git-lfs pointer"),
         ({**PARTS, "model.safetensors": WEIGHTS, "config.json": b"{"}, "", "mine/config.json: not a JSON object"),
-        ({**PARTS, "model.safetensors": WEIGHTS}, f", weights_sha256: {'a' * 64}", "its sha256 is"),
+        ({**PARTS, "model.safetensors": WEIGHTS}, f", weights_sha256: {'a' * 64}", "expected sha256"),
         ({**PARTS, "model.safetensors": WEIGHTS}, ", revision: main", "is a local path"),
     ],
 )
@@ -126,8 +126,8 @@ def test_a_data_folder_that_cannot_be_copied_is_one_line(
     [
         ("{source: ./nowhere.jsonl}", "nowhere.jsonl: no such file or folder"),
         ("{source: params.yaml}", "params.yaml: expected a file that ends in .jsonl"),
-        (f"{{source: rows.jsonl, sha256: {'a' * 64}}}", "rows.jsonl: its sha256 is"),
-        (f"{{source: two, sha256: {'a' * 64}}}", "two: its sha256 is"),
+        (f"{{source: rows.jsonl, sha256: {'a' * 64}}}", "rows.jsonl: expected sha256"),
+        (f"{{source: two, sha256: {'a' * 64}}}", "two: expected sha256"),
         ("{source: rows.jsonl, revision: main}", "is a local path"),
         ("{source: rows.jsonl, file: rows.jsonl}", "is a single file"),
         ("{source: two, file: c.jsonl}", "two: no file that matches 'c.jsonl'"),

@@ -122,7 +122,7 @@ def test_a_local_file_is_converted_and_its_sha256_checked(
     assert digest in place.succeeds("model", f"{{source: ./mine.gguf, weights_sha256: {digest}}}")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= place.files("models/base").keys()
     shutil.rmtree(place.folder / "models")
-    place.fails("model", f"{{source: ., file: mine.gguf, weights_sha256: {'a' * 64}}}", f"its sha256 is {digest}")
+    place.fails("model", f"{{source: ., file: mine.gguf, weights_sha256: {'a' * 64}}}", f"got {digest}")
     place.fails("model", "{source: ., file: other.gguf}", "other.gguf: no such file")
 
 
@@ -152,7 +152,7 @@ def test_a_package_that_does_not_have_the_model_is_one_line(source: str, phrase:
 
 
 def test_a_file_of_a_package_with_another_sha256_is_one_line(place: Place) -> None:
-    place.fails("model", f"{{source: '{PACKAGE}', weights_sha256: {'a' * 64}}}", "its sha256 is")
+    place.fails("model", f"{{source: '{PACKAGE}', weights_sha256: {'a' * 64}}}", "expected sha256")
 
 
 # --- The model that the default profile uses ------------------------------------------------------------------
