@@ -23,14 +23,14 @@ from howto.core.paths import ADAPTER, BASE, CHECKPOINTS, PREDICTIONS, TEST
 from howto.core.schema import Prediction, Row, read_rows, write_rows
 from howto.inference.config import Infer, ProfileInfer
 from howto.modeling.config import Machine, ProfileMachine
-from howto.modeling.distributed.launch import hosts, is_in_a_group, launch, on_this_host
+from howto.modeling.distributed.launch import host_count, in_process_group, launch, processes_per_host
 from howto.params import read_params
 
 if TYPE_CHECKING:
     import torch
 
     from howto.inference.generator import Answering
-    from howto.modeling.distributed.process_group import Group
+    from howto.modeling.distributed.process_group import ProcessGroup
 
 CODE = (
     "howto/__init__.py",
@@ -73,32 +73,32 @@ def predict(params: Params, model: str, processes: int | None = None) -> None:
 
     machine = params.section(ProfileMachine)
     device = set_up_torch(params.section(Machine), machine)
-    if not is_in_a_group():
-        here = on_this_host(processes, "--processes") if processes else _gpus(device)
-        if here > 1 or hosts() > 1:
+    if not in_process_group():
+        here = processes_per_host(processes, "--processes") if processes else _gpus(device)
+        if here > 1 or host_count() > 1:
             number = ["--processes", str(processes)] if processes else []
             launch("stages.infer", ["--stage", model, *number], here)
             return
 
     from howto.inference.generator import Answering
-    from howto.modeling.distributed.process_group import joined
+    from howto.modeling.distributed.process_group import join_process_group
     from howto.modeling.fingerprint import Fingerprint
 
     adapter = ADAPTER if model == "adapter" else None
-    with joined(processes, device, "--processes", patience=LONGEST) as group:
-        inputs = Fingerprint(
+    with join_process_group(processes, device, "--processes", timeout=LONGEST) as group:
+        fingerprint = Fingerprint(
             [TEST, BASE, *filter(None, [adapter])], params, [Infer, ProfileInfer, Machine, ProfileMachine], CODE
         )
-        group.agree(inputs.parts(model=model, **versions(group.device)))
-        folder = CHECKPOINTS / f"infer-{model}-{inputs.key(model=model, **versions(group.device))}"
+        group.check_same(fingerprint.parts(model=model, **versions(group.device)))
+        folder = CHECKPOINTS / f"infer-{model}-{fingerprint.key(model=model, **versions(group.device))}"
         answering = Answering(
             BASE, adapter, decoding, batch_size=profile.batch_size, precision=machine.precision, device=group.device
         )
         predictions = answer(answering, rows, decoding.seeds, folder, bar=f"infer {model}", group=group)
         if group.rank == 0:
-            inputs.check()
+            fingerprint.check()
             write_rows(PREDICTIONS / f"{model}.jsonl", predictions)
-        group.of_first(None)  # until they are written, what another host has may be needed again
+        group.broadcast(None)  # until they are written, what another host has may be needed again
         if group.local_rank == 0:
             _remove(folder, model)
     if group.rank == 0:
@@ -109,7 +109,7 @@ def predict(params: Params, model: str, processes: int | None = None) -> None:
 
 
 def answer(
-    answering: Answering, rows: list[Row], seeds: list[int], folder: Path, *, bar: str, group: Group
+    answering: Answering, rows: list[Row], seeds: list[int], folder: Path, *, bar: str, group: ProcessGroup
 ) -> list[Prediction]:
     """The predictions for all rows and seeds; those that are in a journal in `folder` are not made again.
 
@@ -120,14 +120,14 @@ def answer(
     inputs = answering.fit(rows)
     references = answering.references(rows, inputs, group)
     paths = sorted(folder.glob("answers*.jsonl")) if group.local_rank == 0 else []
-    ready = group.of_all([prediction for path in paths for prediction in records(path, Prediction)])
+    ready = group.all_gather([prediction for path in paths for prediction in records(path, Prediction)])
     found = {(prediction.id, prediction.seed): prediction for part in ready for prediction in part}
     missing = [(number, seed) for number, row in enumerate(rows) for seed in seeds if (row.id, seed) not in found]
     own = []
     number_of_journal = f"-{group.rank}" if group.rank else ""
     shown = bar if group.size == 1 else f"{bar}, process 1 of {group.size}" if group.rank == 0 else ""
     with journal(folder / f"answers{number_of_journal}.jsonl", Prediction) as answers:
-        for number, seed, given in answering.answers(rows, inputs, group.share(missing), bar=shown):
+        for number, seed, given in answering.answers(rows, inputs, group.shard(missing), bar=shown):
             tokens, log_probability = references[number]
             prediction = Prediction(
                 id=rows[number].id,
@@ -141,7 +141,7 @@ def answer(
             )
             own.append(prediction)
             answers.add(prediction)
-    found |= {(prediction.id, prediction.seed): prediction for part in group.of_all(own) for prediction in part}
+    found |= {(prediction.id, prediction.seed): prediction for part in group.all_gather(own) for prediction in part}
     shortened = sum(text is not None and text != row.input for row, text in zip(rows, inputs, strict=True))
     if shortened and group.rank == 0:
         print(f"infer: {shortened} contexts were shortened to prompts of {answering.longest_prompt} tokens")

@@ -21,7 +21,7 @@ from howto.inference.config import Infer
 from howto.inference.kv_cache import Flight
 from howto.inference.sampling import Sampler, chances_of
 from howto.inference.stop_strings import StopStrings
-from howto.modeling.async_copy import read_later
+from howto.modeling.async_copy import async_tolist
 from howto.modeling.collate import Example
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class Decoder:
         self._places[here] += 1
         if seen is not None:
             seen.scatter_(1, self._tokens[here, None], True)
-        step = _Step(rows, read_later(choice.tokens))
+        step = _Step(rows, async_tolist(choice.tokens))
         for row in rows:
             row.chosen += 1
         for row in reversed(rows):

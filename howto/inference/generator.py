@@ -19,22 +19,22 @@ from howto.inference.config import Infer
 from howto.inference.decoder import Answer, Decoder, Request
 from howto.inference.kv_cache import OneRow, Slots, use_slots
 from howto.modeling.collate import Example
-from howto.modeling.fused_lora import OF_STATES, distance, use_fused_norms, use_lean_layers
-from howto.modeling.grouped_lora import Groups
+from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora, use_fused_norms
+from howto.modeling.grouped_lora import GroupedLora
 from howto.modeling.loading import load_adapter, load_base, load_tokenizer
-from howto.modeling.prompt import completion_ids, fitting_input, prompt_ids
+from howto.modeling.prompt import completion_ids, prompt_ids, shorten_input
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from howto.modeling.distributed.process_group import Group
+    from howto.modeling.distributed.process_group import ProcessGroup
 
 PROBE = ("Write instructions.", "How do I tie a knot?")  # a prompt to try a model with
 
 
 def use_unmerged(adapted: PeftModel, dtype: torch.dtype, probe: list[int]) -> None:
     """Let an adapter compute beside its base, in the base's precision; `probe` is a prompt to try it with."""
-    use_lean_layers(adapted, 0.0)
+    use_fused_lora(adapted, 0.0)
     for weight in adapted.parameters():
         weight.data = weight.data.to(dtype)
     if next(adapted.parameters()).device.type == "cuda":
@@ -48,10 +48,10 @@ def use_groups(adapted: PeftModel, probe: list[int]) -> bool:
     sample = {"input_ids": torch.tensor([probe], device=next(adapted.parameters()).device)}
     wanted = decoder(**sample).last_hidden_state
     try:
-        groups = Groups(decoder, sample)
+        groups = GroupedLora(decoder, sample)
     except RuntimeError:  # adapters of another kind
         return False
-    if distance(decoder(**sample).last_hidden_state, wanted) <= OF_STATES[wanted.dtype]:
+    if relative_error(decoder(**sample).last_hidden_state, wanted) <= HIDDEN_STATE_TOLERANCE[wanted.dtype]:
         return True
     groups.undo()
     return False
@@ -105,7 +105,7 @@ class Answering:
     def fit(self, rows: Sequence[Row]) -> list[str | None]:
         """The rows' inputs, as much as fits into a prompt: the context loses words from its end; None if that is
         not enough."""
-        return [fitting_input(self.tokenizer, row, self._longest) for row in rows]
+        return [shorten_input(self.tokenizer, row, self._longest) for row in rows]
 
     def answers(
         self,
@@ -170,7 +170,7 @@ class Answering:
         return self._decoder
 
     def references(
-        self, rows: Sequence[Row], inputs: Sequence[str | None], group: Group | None = None
+        self, rows: Sequence[Row], inputs: Sequence[str | None], group: ProcessGroup | None = None
     ) -> list[tuple[int, float | None]]:
         """The tokens of each row's reference, and their mean log-probability, in nats, after the row's prompt.
 
@@ -193,7 +193,7 @@ class Answering:
             decoder = self._decoder_for([example.prompt for example in examples])
             share = (group.rank, group.size) if group else (0, 1)
             own = list(decoder.mean_log_probabilities(examples, *share))
-            for values in group.of_all(own) if group else [own]:
+            for values in group.all_gather(own) if group else [own]:
                 for number, value in zip(places, values, strict=True):
                     if value is not None:
                         found[number] = found[number][0], round(value, 6)

@@ -17,7 +17,8 @@ from transformers import AttentionInterface, DynamicCache
 
 from howto.core.errors import UserError
 from howto.inference.cuda_graphs import Graphs
-from howto.modeling.collate import Batch, Example, on_device, pack
+from howto.modeling.async_copy import async_tensor
+from howto.modeling.collate import Batch, Example, pack
 from howto.modeling.packed_attention import packed_attention
 
 if TYPE_CHECKING:
@@ -95,23 +96,23 @@ class Slots:
         device = self._model.device
         examples = [Example("", row[:-1], row[-1:]) for row in rows]
         batch = pack(examples, device, share_prefix=device.type == "cpu")
-        assert batch.ends is not None
-        self._slots = on_device(device, [slot for slot, row in enumerate(rows, first) for _ in row])
-        self._places = on_device(device, [place for row in rows for place in range(len(row))])
+        assert batch.row_ends is not None
+        self._slots = async_tensor([slot for slot, row in enumerate(rows, first) for _ in row], device)
+        self._places = async_tensor([place for row in rows for place in range(len(row))], device)
         self._kept = None
-        ends = batch.ends.tolist() if device.type == "cpu" else [0]  # on a GPU there is no shared prefix
+        ends = batch.row_ends.tolist() if device.type == "cpu" else [0]  # on a GPU there is no shared prefix
         if ends[0]:
             shared = torch.arange(ends[0])
             own = (torch.arange(start, end) for start, end in pairwise(ends))
             self._kept = torch.cat([part for of_row in own for part in (shared, of_row)])
-        return self._packed(batch, batch.ends[1:].long() - 1)
+        return self._packed(batch, batch.row_ends[1:].long() - 1)
 
     def logits(self, rows: Sequence[Example]) -> torch.Tensor:
         """As `Flight` says."""
         device = self._model.device
         batch = pack(list(rows), device, share_prefix=device.type == "cpu")
         self._slots = self._places = batch.labels[:0]
-        return self._packed(batch, batch.places)
+        return self._packed(batch, batch.label_positions)
 
     def _packed(self, batch: Batch, places: torch.Tensor) -> torch.Tensor:
         self._longest = 0

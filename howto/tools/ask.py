@@ -320,14 +320,14 @@ def _side_by_side(answers: dict[str, Answer]) -> None:
 def _say_for_which_base(adapter: Path, source: str) -> None:
     """Say so if an adapter names another base than this one, which came from `source`, and has nothing by which it
     could be told."""
-    from howto.modeling.loading import MADE_FOR
+    from howto.modeling.loading import BASE_HASH_FILE
 
     try:
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         named = config.get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):
         return  # what is wrong with it is said where it is loaded
-    if not isinstance(named, str) or named in ("", source) or (adapter / MADE_FOR).is_file():
+    if not isinstance(named, str) or named in ("", source) or (adapter / BASE_HASH_FILE).is_file():
         return
     if Path(named).absolute() != BASE.absolute():
         print(f"note: {adapter} says that it was made for {named}; it is put on {BASE}", file=sys.stderr)

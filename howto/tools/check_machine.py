@@ -110,9 +110,9 @@ def _of_this_host(asked: Asked) -> int:
     processes = asked.value("profiles.*.train.processes")
     if not isinstance(processes, int):
         return 1
-    from howto.modeling.distributed.launch import on_this_host
+    from howto.modeling.distributed.launch import processes_per_host
 
-    return on_this_host(processes, "train.processes")
+    return processes_per_host(processes, "train.processes")
 
 
 def _gpus(asked: Asked) -> list[tuple[str, float]]:

@@ -25,7 +25,7 @@ import howto.inference.kv_cache
 from howto.inference.generator import use_unmerged
 from howto.inference.kv_cache import NAME, Slots, _attention
 from howto.modeling.fused_lora import _fused_norm
-from howto.modeling.grouped_lora import Groups
+from howto.modeling.grouped_lora import GroupedLora
 from tests.support.kernel_count import KernelCount, pretend_gpu, size_in_bytes
 
 ROWS, REACH = 256, 512
@@ -61,7 +61,7 @@ def tinyllama(*, adapter: bool = False) -> PreTrainedModel:
         lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear")
         use_unmerged(get_peft_model(model, lora), torch.bfloat16, [0])
         with torch.device("meta"):
-            Groups(
+            GroupedLora(
                 model.get_decoder(), {"input_ids": torch.ones(1, 4).long(), "attention_mask": torch.ones(1, 1, 4, 4)}
             )
     for module in model.modules():

@@ -56,7 +56,7 @@ def test_processes_are_shared_out_to_hosts_and_each_wants_a_gpu(
     assert [finding.level for finding in ask(check_device)] == [OK, OK]
     assert ask(check_device)[1].said == "8, 4 of them on this host, by nccl over the network, which was not tried"
     monkeypatch.setenv("PET_NNODES", "3")
-    only(check_device, PROBLEM, "8, which cannot be dealt evenly to 3 hosts (PET_NNODES)")
+    only(check_device, PROBLEM, "train.processes: expected a multiple of 3 hosts (PET_NNODES), got 8")
 
 
 def test_a_torch_that_cannot_be_imported(examined: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,7 +237,7 @@ def test_without_an_adapter_it_is_one_line(workplace: Path) -> None:
     shutil.rmtree(workplace / "models/adapter")
     done = export(workplace)
     assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: models/adapter/adapter_config.json: not there; make the adapter with")
+    assert done.stderr.startswith("error: models/adapter/adapter_config.json: no such file. Make the adapter with")
     assert not (workplace / "models/exported").exists()
 
 

@@ -13,7 +13,7 @@ from peft.tuners.lora import Linear as LoraLinear
 import howto.training.forward
 from howto.core.errors import UserError
 from howto.modeling.collate import collate, pack
-from howto.modeling.fused_lora import OF_STATES, Dropout, distance
+from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, Dropout, relative_error
 from howto.params import read_params
 from howto.training.config import Train
 from howto.training.forward import Engine, nonzero_adapter, response_states
@@ -45,10 +45,10 @@ def test_rounding_is_far_below_the_limit_and_a_leaking_mask_far_above(dtype: tor
         for weight in base.parameters():  # each number to one of its neighbours
             weight.mul_(1 + step * (2 * torch.randint(2, weight.shape, generator=generator) - 1).to(dtype))
     packed, made = pack(eight, CPU), engine(model)
-    assert 0 < distance(response_states(made.base, [packed]), alone) < OF_STATES[dtype]
+    assert 0 < relative_error(response_states(made.base, [packed]), alone) < HIDDEN_STATE_TOLERANCE[dtype]
     assert packed.ends is not None
     packed.ends[1:-1] = 0  # one row as long as the pack
-    assert distance(response_states(made.base, [packed]), alone) > 5 * OF_STATES[torch.bfloat16]
+    assert relative_error(response_states(made.base, [packed]), alone) > 5 * HIDDEN_STATE_TOLERANCE[torch.bfloat16]
 
 
 def test_adapters_that_are_left_out_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_adapters_that_are_left_out_are_refused(monkeypatch: pytest.MonkeyPatch)
                 module.forward = module.base_layer.forward
         return Dropout(rate)
 
-    monkeypatch.setattr(howto.training.forward, "use_lean_layers", without)
+    monkeypatch.setattr(howto.training.forward, "use_fused_lora", without)
     with pytest.raises(UserError, match="adapters"):
         engine(adapted())
 

@@ -47,7 +47,7 @@ def test_an_adapter_whose_init_changes_the_base_is_refused_in_one_line(by_two: P
 HOLDING = """
 import gc, json, sys, torch
 from pathlib import Path
-from howto.modeling.distributed.launch import is_in_a_group, launch
+from howto.modeling.distributed.launch import in_process_group, launch
 from howto.core.errors import reports_errors
 
 def held():
@@ -58,13 +58,13 @@ def held():
 
 @reports_errors
 def main():
-    if not is_in_a_group():
+    if not in_process_group():
         launch("holding", sys.argv[1:], 2)
         return
     from howto.training.lora import add_adapter
     from howto.modeling.collate import Example
     from howto.training.forward import Engine
-    from howto.modeling.distributed.process_group import joined
+    from howto.modeling.distributed.process_group import join_process_group
     from howto.params import read_params
     from howto.training.config import ProfileTrain, Train
     from howto.training.fsdp import gathered_bytes, shard_base
@@ -72,7 +72,7 @@ def main():
     params = read_params()
     shared, profile = params.section(Train), params.section(ProfileTrain)
     row = Example("0", [5, 6, 7], [8, 9, 2])
-    with joined(2, torch.device("cpu"), "2") as group:
+    with join_process_group(2, torch.device("cpu"), "2") as group:
         found = {}
         for name in ("whole", "parts"):
             before = held()

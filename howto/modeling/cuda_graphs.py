@@ -1,0 +1,55 @@
+"""CUDA graphs of one model's passes: each size is captured when it first comes up, and replayed from then on.
+
+The host takes longer to start the many kernels of a pass than a GPU takes to run them. A replayed graph starts them
+all at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
+
+import torch
+
+Graph = TypeVar("Graph")
+
+
+class GraphCache(Generic[Graph]):
+    """Captured passes by size, which share one memory pool."""
+
+    def __init__(self, stage: str) -> None:
+        """`stage` begins the line that is printed if this model's passes cannot be captured."""
+        self._stage = stage
+        self._graphs: dict[Hashable, Graph] = {}
+        self._pool: Any = torch.cuda.graph_pool_handle()
+        self.works = True
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def get(self, size: Hashable, capture: Callable[[Any], Graph]) -> Graph | None:
+        """Return the graph of this size, or None if this model's passes cannot be captured.
+
+        `capture` makes it in the memory pool that it is given, and raises RuntimeError if it cannot.
+        """
+        if self.works and size not in self._graphs:
+            stream = torch.cuda.current_stream()
+            try:
+                self._graphs[size] = capture(self._pool)
+            except RuntimeError as error:
+                torch.cuda.set_stream(stream)
+                cause = first_cause(error)
+                reason = (str(cause).strip() or repr(cause)).splitlines()[0]
+                print(
+                    f"{self._stage}: slower, because CUDA graphs do not support this model ({reason})", file=sys.stderr
+                )
+                self.works = False
+        return self._graphs[size] if self.works else None
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Return the error that was raised first: a failed capture raises again when it ends, which hides the reason."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
