@@ -25,7 +25,7 @@ from howto.core.workers import usable_cores
 from howto.modeling.config import Machine, ProfileMachine
 from howto.modeling.distributed.launch import host_count, in_process_group, launch, processes_per_host
 from howto.params import read_params
-from howto.training.config import ProfileTrain, Train
+from howto.training.config import INITS_THAT_CHANGE_THE_BASE, ProfileTrain, Train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +43,9 @@ def main() -> None:
     """Run the stage."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = read_params()
-    processes = params.section(ProfileTrain).processes
+    processes, init = params.section(ProfileTrain).processes, params.section(Train).lora.init
+    if params.section(ProfileTrain).fsdp and init in INITS_THAT_CHANGE_THE_BASE:
+        raise UserError(f"params.yaml: profiles.*.train.fsdp does not support train.lora.init: {init}. Change one.")
     with output_lock(ADAPTER):
         if (processes > 1 or host_count() > 1) and not in_process_group():
             launch("stages.train", [], processes_per_host(processes, PROCESSES))
@@ -78,7 +80,7 @@ def train(params: Params, group: ProcessGroup) -> None:
     from howto.training.checkpoints import Checkpoints
     from howto.training.forward import Engine
     from howto.training.fsdp import shard_base
-    from howto.training.lora import INITS_THAT_CHANGE_THE_BASE, add_adapter, save_adapter
+    from howto.training.lora import add_adapter, save_adapter
     from howto.training.memory_check import check_memory, explains_out_of_memory, peak_bytes
     from howto.training.trainer import Trainer
 
@@ -87,10 +89,6 @@ def train(params: Params, group: ProcessGroup) -> None:
         params.section(ProfileTrain),
         params.section(ProfileMachine).precision,
     )
-    changes_base = shared.lora.init in INITS_THAT_CHANGE_THE_BASE
-    if profile.fsdp and changes_base:
-        init = f"train.lora.init: {shared.lora.init}"
-        raise UserError(f"params.yaml: profiles.*.train.fsdp does not support {init}. Change one of them.")
     fingerprint = Fingerprint([TRAIN, VALIDATION, BASE], params, [Train, ProfileTrain, Machine, ProfileMachine], CODE)
     group.check_same(fingerprint.parts(**versions(group.device)))
     tokenizer = load_tokenizer(BASE)
@@ -103,7 +101,7 @@ def train(params: Params, group: ProcessGroup) -> None:
     if group.rank == 0:
         key = fingerprint.key(ignoring=f"{ProfileTrain.key}.processes", **versions(group.device))
         checkpoints = Checkpoints(CHECKPOINTS, key, processes=group.size)
-        if changes_base:
+        if shared.lora.init in INITS_THAT_CHANGE_THE_BASE:
             initial = checkpoints.folder / "initial"
             save_adapter(model, initial)
     if profile.fsdp:

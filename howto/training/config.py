@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from howto.core.config import Section
 
+INITS_THAT_CHANGE_THE_BASE = ("olora", "pissa")  # what they put into the adapter they take from the base's weights
+
 
 class Lora(Section):
     """`train.lora`: the adapter (Hu et al. 2021, arXiv:2106.09685). The keys are those of PEFT's LoraConfig."""
@@ -29,7 +31,8 @@ class Lora(Section):
     def _check_combinations(self) -> Lora:
         if self.target_modules == []:
             raise ValueError("target_modules: expected module names or all-linear, got []")
-        if self.init in ("olora", "pissa") and (self.rslora or self.dora or self.rank_pattern or self.alpha_pattern):
+        other_kinds = self.rslora or self.dora or self.rank_pattern or self.alpha_pattern
+        if self.init in INITS_THAT_CHANGE_THE_BASE and other_kinds:
             raise ValueError(f"init {self.init} does not support rslora, dora, rank_pattern or alpha_pattern")
         if self.init == "orthogonal" and self.r % 2:
             raise ValueError(f"init orthogonal: expected an even r, got {self.r}")

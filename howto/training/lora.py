@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-INITS_THAT_CHANGE_THE_BASE = ("olora", "pissa")  # what they put into the adapter they take from the base's weights
-
 
 def add_adapter(model: PreTrainedModel, lora: Lora, base: Path) -> PeftModel:
     """Put a fresh adapter on the base model in the folder `base`, and freeze the base's own weights.

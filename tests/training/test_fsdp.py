@@ -1,4 +1,4 @@
-"""A base that is shared out among processes trains the same adapter, and no process holds it as a whole."""
+"""A base that is sharded over processes trains the same adapter, and no process holds all of it."""
 
 from __future__ import annotations
 
@@ -12,45 +12,42 @@ from pathlib import Path
 
 import pytest
 
+import stages.train
 from tests.conftest import ROOT, run_stage
-from tests.support.in_process import edit_params
+from tests.support.in_process import edit_params, run_here
 
 ADAPTER = "models/adapter/adapter_model.safetensors"
 
 
-def test_the_adapter_has_the_bytes_of_one_that_was_trained_on_a_whole_base(by_two: Path, tmp_path: Path) -> None:
-    # Two rows at a time: in the last step of an epoch one process has a batch more than the other one.
-    used = json.loads((by_two / "metrics/train.json").read_text(encoding="utf-8"))["rows"]["used"]
-    last = used % 8
-    more, less = math.ceil(last / 2), last // 2
-    assert math.ceil(more / 2) > math.ceil(less / 2), "one of the processes was to have a batch more"
+def test_the_adapter_has_the_bytes_of_one_trained_on_an_unsharded_base(by_two: Path, tmp_path: Path) -> None:
+    # Two rows at a time: in the last step of an epoch one process has a batch more than the other.
+    last = json.loads((by_two / "metrics/train.json").read_text(encoding="utf-8"))["rows"]["used"] % 8
+    assert math.ceil(math.ceil(last / 2) / 2) > math.ceil(last // 2 / 2)
     folder = Path(shutil.copytree(by_two, tmp_path / "folder"))
     shutil.rmtree(folder / "models/adapter")
     text = (folder / "params.yaml").read_text(encoding="utf-8")
     (folder / "params.yaml").write_text(text.replace("fsdp: false ", "fsdp: true ", 1), encoding="utf-8")
     done = run_stage(folder, "stages.train")
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert (folder / ADAPTER).read_bytes() == (by_two / ADAPTER).read_bytes()
-    assert (folder / "metrics/train_loss.csv").read_bytes() == (by_two / "metrics/train_loss.csv").read_bytes()
+    for name in (ADAPTER, "metrics/train_loss.csv"):
+        assert (folder / name).read_bytes() == (by_two / name).read_bytes()
 
 
-def test_an_adapter_whose_init_changes_the_base_is_refused_in_one_line(by_two: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(by_two, tmp_path / "folder"))
-    text = (folder / "params.yaml").read_text(encoding="utf-8")
-    (folder / "params.yaml").write_text(text.replace("fsdp: false ", "fsdp: true ", 1), encoding="utf-8")
-    edit_params(folder, "init: default ", "init: pissa ")
-    done = run_stage(folder, "stages.train")
-    assert done.returncode == 1
-    assert done.stderr == "error: params.yaml: profiles.*.train.fsdp does not go with train.lora.init: pissa\n"
+def test_an_adapter_whose_init_changes_the_base_is_refused(small_params: str, tmp_path: Path) -> None:
+    text = small_params.replace("fsdp: false ", "fsdp: true ", 1).replace("processes: 1 ", "processes: 2 ", 1)
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    edit_params(tmp_path, "init: default ", "init: pissa ")
+    done = run_here(stages.train.main, tmp_path)
+    assert done.returncode == 1 and "fsdp does not support train.lora.init: pissa" in done.stderr
 
 
-HOLDING = """
+PROGRAM = """
 import gc, json, sys, torch
 from pathlib import Path
 from howto.modeling.distributed.launch import in_process_group, launch
 from howto.core.errors import reports_errors
 
-def held():
+def tensor_bytes():
     "Bytes of all tensors that Python knows of, each storage once."
     gc.collect()
     tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
@@ -59,33 +56,28 @@ def held():
 @reports_errors
 def main():
     if not in_process_group():
-        launch("holding", sys.argv[1:], 2)
+        launch("program", sys.argv[1:], 2)
         return
-    from howto.training.lora import add_adapter
     from howto.modeling.collate import Example
     from howto.training.forward import Engine
     from howto.modeling.distributed.process_group import join_process_group
-    from howto.params import read_params
-    from howto.training.config import ProfileTrain, Train
     from howto.training.fsdp import gathered_bytes, shard_base
-    from tests.support.models import llama
-    params = read_params()
-    shared, profile = params.section(Train), params.section(ProfileTrain)
+    from tests.support.models import SHARED, adapted, llama, train_profile
     row = Example("0", [5, 6, 7], [8, 9, 2])
     with join_process_group(2, torch.device("cpu"), "2") as group:
         found = {}
-        for name in ("whole", "parts"):
-            before = held()
-            model = add_adapter(llama(64), shared.lora, Path("base"))
-            if name == "whole":
+        for name in ("unsharded", "sharded"):
+            before = tensor_bytes()
+            model = adapted(llama(64))
+            if name == "unsharded":
                 sizes = {name: weight.numel() * weight.itemsize for name, weight in model.named_parameters()}
                 adapter = sum(size for name, size in sizes.items() if "lora_" in name)
-                found["shared_out"] = sum(sizes.values()) - adapter - sizes["base_model.model.lm_head.weight"]
+                found["to_shard"] = sum(sizes.values()) - adapter - sizes["base_model.model.lm_head.weight"]
             else:
                 shard_base(model, group)
                 found["gathered"] = gathered_bytes(model)
-            of_model = held()
-            engine = Engine(model, [row], shared, profile, 2)
+            of_model = tensor_bytes()
+            engine = Engine(model, [row], SHARED, train_profile(), 2)
             (batch,) = engine.batches([row])
             saved = {}
             def pack(tensor):
@@ -95,7 +87,7 @@ def main():
                 loss = engine.loss(batch, seed=1)
             between = sum(storage.nbytes() for storage in saved.values())
             torch.autograd.backward(loss)
-            found[name] = {"model": of_model - before, "between": between, "after": held() - of_model}
+            found[name] = {"model": of_model - before, "between": between, "after": tensor_bytes() - of_model}
             del model, engine, loss, batch, saved, pack
         if group.rank:
             Path(sys.argv[1]).write_text(json.dumps(found))
@@ -103,21 +95,17 @@ main()
 """
 
 
-def test_a_process_holds_its_part_of_the_base_also_between_the_way_forth_and_the_way_back(
-    by_two: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "holding.py").write_text(HOLDING, encoding="utf-8")
+def test_a_process_holds_its_shard_alone_also_between_forward_and_backward_pass(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    command = [sys.executable, "-m", "holding", str(tmp_path / "found.json")]
-    done = subprocess.run(
-        command, cwd=by_two, env=environment, capture_output=True, text=True, check=False, timeout=200
-    )
+    command = [sys.executable, "-m", "program", str(tmp_path / "found.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    whole, parts = found["whole"], found["parts"]
+    unsharded, sharded = found["unsharded"], found["sharded"]
     slack = 500  # bytes, for single numbers
-    assert parts["model"] == pytest.approx(whole["model"] - found["shared_out"] / 2, abs=slack)
-    assert parts["after"] == pytest.approx(whole["after"], abs=slack)
-    # What is saved for the way back are activations and whole weights, or activations and weights that are empty now.
+    assert sharded["model"] == pytest.approx(unsharded["model"] - found["to_shard"] / 2, abs=slack)
+    assert sharded["after"] == pytest.approx(unsharded["after"], abs=slack)
+    # Saved for the backward pass are activations and weights; gathered weights are freed by then.
     assert found["gathered"] > 100 * slack
-    assert whole["between"] - parts["between"] == pytest.approx(found["gathered"], abs=slack)
+    assert unsharded["between"] - sharded["between"] == pytest.approx(found["gathered"], abs=slack)

@@ -1,0 +1,73 @@
+"""An adapter does what params ask for, and comes back from disk as it was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from howto.core.errors import UserError
+from howto.training.config import INITS_THAT_CHANGE_THE_BASE, Lora
+from howto.training.forward import Engine
+from howto.training.lora import add_adapter, save_adapter
+from howto.training.trainer import Trainer
+from tests.support.models import SHARED, example_rows, llama, train_profile
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_modules": ["query"]}, r"target_modules: expected linear layers \(down_proj.*q_proj.*got query"),
+        ({"target_modules": ["q_proj", "query"]}, r"target_modules: .* got query"),
+        ({"rank_pattern": {"keys": 4}}, r"rank_pattern: .* got keys"),
+        ({"layers": [0, 7]}, r"layers: expected numbers from 0 to 1, got \[7\]"),
+    ],
+)
+def test_a_name_or_number_of_no_layer_is_an_error(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        add_adapter(llama(50), SHARED.lora.model_copy(update=changes), Path("base"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj", "v_proj"]},
+        {"exclude_modules": ["down_proj"]},
+        {"layers": [0]},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 4.0}},
+        {"init": "gaussian"},
+        {"init": "orthogonal"},
+        {"init": "olora"},
+        {"init": "pissa"},
+        {"rslora": True},
+        {"dora": True},
+        {"plus_ratio": 2.0},
+        {"dropout": 0.0},
+    ],
+    ids=str,
+)
+def test_a_saved_adapter_on_the_original_base_is_the_model_that_was_trained(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
+    lora = Lora.model_validate({**SHARED.lora.model_dump(), **settings})
+    shared, profile, rows = SHARED.model_copy(update={"lora": lora}), train_profile(steps=4), example_rows(12)
+    torch.manual_seed(0)
+    model = add_adapter(llama(50), lora, Path("base"))
+    initial = tmp_path / "initial" if lora.init in INITS_THAT_CHANGE_THE_BASE else None
+    if initial:
+        save_adapter(model, initial)
+    trainer = Trainer(Engine(model, rows, shared, profile, pad=2), rows, rows, shared, profile)
+    before = trainer.mean_loss(rows)
+    assert (trainer.run().kept_loss or 0) < before
+    save_adapter(model, tmp_path / "saved", initial)
+    loaded = PeftModel.from_pretrained(llama(50), str(tmp_path / "saved")).eval()
+    model.eval()
+    with torch.no_grad():
+        for row in rows[-3:]:
+            ids = torch.tensor([[*row.prompt, *row.completion]])
+            trained = model(
+                input_ids=ids, position_ids=None, row_ends=torch.tensor([0, len(row)]), longest_row=len(row)
+            )
+            torch.testing.assert_close(loaded(input_ids=ids).logits, trained.logits, rtol=2e-4, atol=2e-4)
