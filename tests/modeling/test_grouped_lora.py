@@ -38,6 +38,7 @@ def test_hidden_states_are_pefts(lora: dict[str, object], dtype: torch.dtype) ->
 def test_changed_weights_count_after_a_refresh_and_undo_restores_the_layers() -> None:
     grouped, plain = model(), model()
     before, groups = states(grouped), GroupedLora(grouped.get_base_model().get_decoder(), {"input_ids": IDS})
+    assert len(groups.dropout_keys) == 2 * 4  # of each layer: q, k and v; o; gate and up; down
     with nonzero_adapter(grouped), nonzero_adapter(plain):
         groups.refresh()
         assert relative_error(states(grouped), states(plain)) <= HIDDEN_STATE_TOLERANCE[torch.float32]

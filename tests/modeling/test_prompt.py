@@ -44,16 +44,13 @@ def test_the_ids_are_those_of_the_chat_template(tiny_tokenizer: PreTrainedTokeni
         check_row(tiny_tokenizer, row["input"], row["output"])
 
 
-@pytest.mark.parametrize("name", ["tiny_tokenizer", "tinyllama"])
-@pytest.mark.parametrize("file", ["train", "test"])
 def test_the_ids_are_those_of_the_chat_template_on_every_real_row(
-    name: str, file: str, real_data: Path, request: pytest.FixtureRequest
+    tinyllama: PreTrainedTokenizerBase, real_data: Path
 ) -> None:
-    tokenizer = request.getfixturevalue(name)
-    for line in (real_data / f"dolly/{file}.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        text = f"{row['instruction']}\n\n{row['context']}".strip()
-        check_row(tokenizer, text, row["response"].strip())
+    for path in sorted((real_data / "dolly").glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            check_row(tinyllama, f"{row['instruction']}\n\n{row['context']}".strip(), row["response"].strip())
 
 
 GUARDS = "".join(map(chr, range(0xFDD0, 0xFDF0)))  # noncharacters, which the prompt's own code uses
@@ -72,11 +69,6 @@ def test_control_tokens_in_a_users_text_stay_text(name: str, text: str, request:
     completion = completion_ids(tokenizer, INSTRUCTION, "word", text)
     assert [i for i in completion if i in controls] == [tokenizer.eos_token_id]
     assert tokenizer.decode(completion[:-1]).strip() == text.strip()
-
-
-def test_the_prompt_ends_where_the_answer_begins(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    text = tiny_tokenizer.decode(prompt_ids(tiny_tokenizer, INSTRUCTION, "How do I repot a fern?"))
-    assert text == f"<|system|>\n{INSTRUCTION}</s>\n<|user|>\nHow do I repot a fern?</s>\n<|assistant|>\n"
 
 
 def test_a_base_without_a_chat_template_is_refused(workplace: Path) -> None:

@@ -14,37 +14,29 @@ from howto.params import read_params
 from howto.training.config import ProfileTrain, Train
 from howto.training.lora import add_adapter
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-}
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
+SETTINGS = {**SIZES, "max_position_embeddings": 512, "initializer_range": 0.3}
 SHARED = read_params(Path(__file__).parents[2] / "params.yaml").section(Train)
 
 
 def llama(vocabulary: int, *, key_value_heads: int = 4, seed: int = 0) -> PreTrainedModel:
     """Return a model built like TinyLlama; fewer heads for keys give grouped-query attention."""
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=vocabulary, num_key_value_heads=key_value_heads, initializer_range=0.3, **SIZES)
+    config = LlamaConfig(vocab_size=vocabulary, num_key_value_heads=key_value_heads, **SETTINGS)
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
 def mistral(vocabulary: int, *, window: int) -> PreTrainedModel:
     """Return a model whose attention reaches `window` tokens back."""
     torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=vocabulary, num_key_value_heads=2, sliding_window=window, initializer_range=0.3, **SIZES
-    )
+    config = MistralConfig(vocab_size=vocabulary, num_key_value_heads=2, sliding_window=window, **SETTINGS)
     return Mistral(config).eval().requires_grad_(False)
 
 
 def gemma2(vocabulary: int) -> PreTrainedModel:
     """Return a model whose attention caps its scores, and whose head caps its logits."""
     torch.manual_seed(0)
-    config = Gemma2Config(vocab_size=vocabulary, num_key_value_heads=2, initializer_range=0.3, **SIZES)
+    config = Gemma2Config(vocab_size=vocabulary, num_key_value_heads=2, **SETTINGS)
     return Gemma2ForCausalLM(config).eval().requires_grad_(False)
 
 
@@ -59,16 +51,8 @@ def adapted(model: PreTrainedModel, *, std: float = 0.2, **lora: object) -> Peft
 
 def train_profile(**settings: object) -> ProfileTrain:
     """Return `profiles.<name>.train`: one step of 8 rows unless `settings` say otherwise."""
-    default = {
-        "steps": 1,
-        "learning_rate": 1e-3,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "gradient_checkpointing": False,
-        "processes": 1,
-        "fsdp": False,
-    }
-    return ProfileTrain.model_validate({**default, **settings})
+    rows = {"batch_size": 8, "micro_batch_size": 8, "gradient_checkpointing": False, "processes": 1, "fsdp": False}
+    return ProfileTrain.model_validate({"steps": 1, "learning_rate": 1e-3, **rows, **settings})
 
 
 def example_rows(count: int) -> list[Example]:

@@ -52,9 +52,3 @@ def test_a_run_does_not_find_those_of_others_and_keeps_the_latest_of_them(tmp_pa
         save(tmp_path, key, 1)
     assert Checkpoints(tmp_path, "e").newest() is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "d"]
-
-
-def test_a_finished_run_removes_its_own(tmp_path: Path) -> None:
-    save(tmp_path, "run", 1, 2)
-    Checkpoints(tmp_path, "run").remove()
-    assert not (tmp_path / "run").exists()

@@ -16,8 +16,6 @@ import stages.train
 from tests.conftest import ROOT, run_stage
 from tests.support.in_process import edit_params, run_here
 
-ADAPTER = "models/adapter/adapter_model.safetensors"
-
 
 def test_the_adapter_has_the_bytes_of_one_trained_on_an_unsharded_base(by_two: Path, tmp_path: Path) -> None:
     # Two rows at a time: in the last step of an epoch one process has a batch more than the other.
@@ -29,7 +27,7 @@ def test_the_adapter_has_the_bytes_of_one_trained_on_an_unsharded_base(by_two: P
     (folder / "params.yaml").write_text(text.replace("fsdp: false ", "fsdp: true ", 1), encoding="utf-8")
     done = run_stage(folder, "stages.train")
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    for name in (ADAPTER, "metrics/train_loss.csv"):
+    for name in ("models/adapter/adapter_model.safetensors", "metrics/train_loss.csv"):
         assert (folder / name).read_bytes() == (by_two / name).read_bytes()
 
 
@@ -45,7 +43,6 @@ PROGRAM = """
 import gc, json, sys, torch
 from pathlib import Path
 from howto.modeling.distributed.launch import in_process_group, launch
-from howto.core.errors import reports_errors
 
 def tensor_bytes():
     "Bytes of all tensors that Python knows of, each storage once."
@@ -53,45 +50,37 @@ def tensor_bytes():
     tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
     return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
 
-@reports_errors
-def main():
-    if not in_process_group():
-        launch("program", sys.argv[1:], 2)
-        return
+def measure(group):
     from howto.modeling.collate import Example
     from howto.training.forward import Engine
-    from howto.modeling.distributed.process_group import join_process_group
     from howto.training.fsdp import gathered_bytes, shard_base
     from tests.support.models import SHARED, adapted, llama, train_profile
-    row = Example("0", [5, 6, 7], [8, 9, 2])
+    before = tensor_bytes()
+    model = adapted(llama(64))
+    names = {name: weight.numel() * weight.itemsize for name, weight in model.named_parameters()}
+    base = sum(size for name, size in names.items() if "lora_" not in name and "lm_head" not in name)
+    if group:
+        shard_base(model, group)
+    held = tensor_bytes() - before
+    row, saved = Example("0", [5, 6, 7], [8, 9, 2]), {}
+    engine = Engine(model, [row], SHARED, train_profile(), 2)
+    def record(tensor):
+        saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        loss = engine.loss(next(engine.batches([row])), seed=1)
+    between = sum(storage.nbytes() for storage in saved.values())
+    torch.autograd.backward(loss)
+    return {"base": base, "held": held, "between": between, "gathered": gathered_bytes(model)}
+
+if in_process_group():
+    from howto.modeling.distributed.process_group import join_process_group
     with join_process_group(2, torch.device("cpu"), "2") as group:
-        found = {}
-        for name in ("unsharded", "sharded"):
-            before = tensor_bytes()
-            model = adapted(llama(64))
-            if name == "unsharded":
-                sizes = {name: weight.numel() * weight.itemsize for name, weight in model.named_parameters()}
-                adapter = sum(size for name, size in sizes.items() if "lora_" in name)
-                found["to_shard"] = sum(sizes.values()) - adapter - sizes["base_model.model.lm_head.weight"]
-            else:
-                shard_base(model, group)
-                found["gathered"] = gathered_bytes(model)
-            of_model = tensor_bytes()
-            engine = Engine(model, [row], SHARED, train_profile(), 2)
-            (batch,) = engine.batches([row])
-            saved = {}
-            def pack(tensor):
-                saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
-                return tensor
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                loss = engine.loss(batch, seed=1)
-            between = sum(storage.nbytes() for storage in saved.values())
-            torch.autograd.backward(loss)
-            found[name] = {"model": of_model - before, "between": between, "after": tensor_bytes() - of_model}
-            del model, engine, loss, batch, saved, pack
+        found = [measure(None), measure(group)]
         if group.rank:
             Path(sys.argv[1]).write_text(json.dumps(found))
-main()
+else:
+    launch("program", sys.argv[1:], 2)
 """
 
 
@@ -101,11 +90,9 @@ def test_a_process_holds_its_shard_alone_also_between_forward_and_backward_pass(
     command = [sys.executable, "-m", "program", str(tmp_path / "found.json")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    unsharded, sharded = found["unsharded"], found["sharded"]
+    whole, sharded = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     slack = 500  # bytes, for single numbers
-    assert sharded["model"] == pytest.approx(unsharded["model"] - found["to_shard"] / 2, abs=slack)
-    assert sharded["after"] == pytest.approx(unsharded["after"], abs=slack)
+    assert sharded["held"] == pytest.approx(whole["held"] - whole["base"] / 2, abs=slack)
     # Saved for the backward pass are activations and weights; gathered weights are freed by then.
-    assert found["gathered"] > 100 * slack
-    assert unsharded["between"] - sharded["between"] == pytest.approx(found["gathered"], abs=slack)
+    assert sharded["gathered"] > 100 * slack
+    assert whole["between"] - sharded["between"] == pytest.approx(sharded["gathered"], abs=slack)

@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 
 from howto.core.errors import UserError
+from howto.modeling.collate import pack
 from howto.training.config import INITS_THAT_CHANGE_THE_BASE, Lora
 from howto.training.forward import Engine
 from howto.training.lora import add_adapter, save_adapter
@@ -19,8 +20,7 @@ from tests.support.models import SHARED, example_rows, llama, train_profile
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target_modules": ["query"]}, r"target_modules: expected linear layers \(down_proj.*q_proj.*got query"),
-        ({"target_modules": ["q_proj", "query"]}, r"target_modules: .* got query"),
+        ({"target_modules": ["q_proj", "query"]}, r"target_modules: expected .*down_proj.*q_proj.*, got query"),
         ({"rank_pattern": {"keys": 4}}, r"rank_pattern: .* got keys"),
         ({"layers": [0, 7]}, r"layers: expected numbers from 0 to 1, got \[7\]"),
     ],
@@ -30,24 +30,14 @@ def test_a_name_or_number_of_no_layer_is_an_error(changes: dict[str, object], me
         add_adapter(llama(50), SHARED.lora.model_copy(update=changes), Path("base"))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"target_modules": ["q_proj", "v_proj"]},
-        {"exclude_modules": ["down_proj"]},
-        {"layers": [0]},
-        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 4.0}},
-        {"init": "gaussian"},
-        {"init": "orthogonal"},
-        {"init": "olora"},
-        {"init": "pissa"},
-        {"rslora": True},
-        {"dora": True},
-        {"plus_ratio": 2.0},
-        {"dropout": 0.0},
-    ],
-    ids=str,
-)
+SETTINGS: list[dict[str, object]] = [
+    *({"init": init} for init in ("gaussian", "orthogonal", "olora", "pissa")),
+    *({"rslora": True}, {"dora": True}, {"plus_ratio": 2.0}, {"layers": [0]}, {"exclude_modules": ["down_proj"]}),
+    {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 4.0}},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_a_saved_adapter_on_the_original_base_is_the_model_that_was_trained(
     tmp_path: Path, settings: dict[str, object]
 ) -> None:
@@ -66,8 +56,6 @@ def test_a_saved_adapter_on_the_original_base_is_the_model_that_was_trained(
     model.eval()
     with torch.no_grad():
         for row in rows[-3:]:
-            ids = torch.tensor([[*row.prompt, *row.completion]])
-            trained = model(
-                input_ids=ids, position_ids=None, row_ends=torch.tensor([0, len(row)]), longest_row=len(row)
-            )
-            torch.testing.assert_close(loaded(input_ids=ids).logits, trained.logits, rtol=2e-4, atol=2e-4)
+            batch = pack([row], torch.device("cpu"))
+            found, expected = loaded(input_ids=batch.input_ids).logits, model(**batch.model_inputs()).logits
+            torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
