@@ -1,7 +1,6 @@
-"""CUDA graphs of one model's passes: each size is captured when it first comes up, and replayed from then on.
+"""CUDA graphs of one model's passes: a replayed graph starts all kernels of a pass at once.
 
-The host takes longer to start the many kernels of a pass than a GPU takes to run them. A replayed graph starts them
-all at once.
+Without graphs the host takes longer to start the many kernels than a GPU takes to run them.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ Graph = TypeVar("Graph")
 
 
 class GraphCache(Generic[Graph]):
-    """Captured passes by size, which share one memory pool."""
+    """Captured passes by size, in one memory pool. A size is captured when it first comes up."""
 
     def __init__(self, stage: str) -> None:
-        """`stage` begins the line that is printed if this model's passes cannot be captured."""
+        """`stage` begins the line that is printed if this model cannot be captured."""
         self._stage = stage
         self._graphs: dict[Hashable, Graph] = {}
         self._pool: Any = torch.cuda.graph_pool_handle()
@@ -29,9 +28,9 @@ class GraphCache(Generic[Graph]):
         return len(self._graphs)
 
     def get(self, size: Hashable, capture: Callable[[Any], Graph]) -> Graph | None:
-        """Return the graph of this size, or None if this model's passes cannot be captured.
+        """Return the graph of this size, or None if this model cannot be captured.
 
-        `capture` makes it in the memory pool that it is given, and raises RuntimeError if it cannot.
+        `capture` captures it in the memory pool that it is given, and raises RuntimeError if that fails.
         """
         if self.works and size not in self._graphs:
             stream = torch.cuda.current_stream()

@@ -29,8 +29,7 @@ class LoraDropout:
     """
 
     def __init__(self, rate: float) -> None:
-        self.rate = rate
-        self.seed = 0
+        self.rate, self.seed = rate, 0
         # The last input, its version and seed; its mask, and the input times the mask.
         self._last: tuple[weakref.ref[Tensor], tuple[int, int], tuple[Tensor, Tensor]] | None = None
 
@@ -72,8 +71,7 @@ def keep_mask(x: Tensor, key: Tensor, rate: float) -> Tensor:
     return (mixed >= round(rate * 2**32) - 2**31).view(x.shape)
 
 
-def _xor_shift(x: Tensor, bits: int) -> Tensor:
-    """Return x ^ (x >> bits), with zeros shifted in."""
+def _xor_shift(x: Tensor, bits: int) -> Tensor:  # shifts zeros in
     return x ^ ((x >> bits) & ((1 << (32 - bits)) - 1))
 
 
@@ -123,7 +121,6 @@ class _FusedLora(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: Any) -> Any:
-        """Compute the gradients of `x`, `a` and `b`."""
         weight, a, b, masked, inner, mask = ctx.saved_tensors
         grad = outputs[0].flatten(0, -2)  # [tokens, out]
         grad_inner = b.to(grad.dtype).T @ grad.T  # [r, tokens]

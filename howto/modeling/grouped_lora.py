@@ -34,17 +34,15 @@ class GroupedLora:
             raise RuntimeError("a LoRA layer is called twice" if layers else "no plain LoRA layer")
         self._forwards = [(layer, layer.forward) for layer in layers]
         groups = [LoraGroup(group, rate) for group in layers_by_input]
-        self.dropout_keys = [group.key for group in groups]
-        trained: list[Tensor] = []
         for group, members in zip(groups, layers_by_input, strict=True):
-            trained += group.trained
             for number, layer in enumerate(members):
                 layer.__dict__["group"] = group
                 layer.forward = MethodType(_next_output if number else _first_output, layer)
+        self.dropout_keys = [group.key for group in groups]
+        trained: list[Tensor] = [weight for group in groups for weight in group.trained]
         self._trained_a, self._trained_b = trained[::2], trained[1::2]
-        copies = [copy for group in groups for copy in group.copies()]
-        self._copies_a, self._copies_b = [a for a, _, _ in copies], [b for _, b, _ in copies]
-        self._scales = [scale for *_, scale in copies]
+        copies = zip(*(copy for group in groups for copy in group.copies()), strict=True)
+        self._copies_a, self._copies_b, self._scales = map(list, copies)
         self.refresh()
 
     @torch.no_grad()
@@ -81,10 +79,8 @@ class LoraGroup(nn.Module):
         # The dropout mask is a hash of this. Not a view: code compiled for one is good only for views at its offset.
         self.key = torch.zeros(2, dtype=torch.int32, device=wide.device)
         self.pending: list[Tensor] = []  # outputs for the group's next layers
-        # In a tuple, so that they are not registered as this module's parameters: they are the model's.
-        self.trained: tuple[nn.Parameter, ...] = tuple(
-            part["default"].weight for layer in layers for part in (layer.lora_A, layer.lora_B)
-        )
+        parts = [part["default"].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
+        self.trained: tuple[nn.Parameter, ...] = tuple(parts)  # not registered here: they are the model's
 
     def copies(self) -> Iterator[tuple[Tensor, Tensor, float]]:
         """Yield for each layer the views that hold copies of its A and B, and the scale of B."""
@@ -128,7 +124,6 @@ class _GroupedLora(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """Compute the gradients of `x` and of the trained weights."""
         masked, inner, wide, a, key = ctx.saved_tensors
         (grad,) = gradients  # [tokens, outputs]
         grad_x, grad_inner = (grad @ wide).split([a.shape[1], a.shape[0]], dim=1)

@@ -56,14 +56,15 @@ def load_adapter(model: PreTrainedModel, folder: Path, base: Path) -> PeftModel:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: no such file. Make the adapter with `dvc repro train`.")
-    if (folder / BASE_HASH_FILE).is_file():
-        trained_on = _read_base_hash(folder / BASE_HASH_FILE)
-        if trained_on != weights_sha256(base):
-            raise UserError(
-                f"{folder}: the adapter was trained on another base model (weights sha256 {trained_on[:12]}...) than "
-                f"{base}. Train one for this base with `dvc repro train`."
-            )
     again = "with `dvc repro -f train`"
+    if (path := folder / BASE_HASH_FILE).is_file():
+        try:
+            trained_on = str(json.loads(path.read_text(encoding="utf-8"))["weights_sha256"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}: damaged. Make the adapter again {again}.") from None
+        if trained_on != weights_sha256(base):
+            other = f"another base model (weights sha256 {trained_on[:12]}...) than {base}"
+            raise UserError(f"{folder}: this adapter was trained on {other}. Train one for this base {again}.")
     try:
         adapted = PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
@@ -81,13 +82,6 @@ def weights_sha256(folder: Path) -> str:
     """Return one hash over the safetensors files of a model folder, in the order of their names."""
     digests = [sha256_of(path) for path in sorted(folder.glob("*.safetensors"))]
     return hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest()
-
-
-def _read_base_hash(path: Path) -> str:
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["weights_sha256"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: damaged. Make the adapter again with `dvc repro -f train`.") from None
 
 
 def _check_model_folder(folder: Path) -> None:

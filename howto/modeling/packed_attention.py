@@ -110,7 +110,6 @@ class _CausalAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: Any) -> Any:
-        """Compute the gradients of `query`, `key` and `value`."""
         scaled, key, value = ctx.saved_tensors
         weights = _weights(scaled, key)
         grad = outputs[0].reshape(len(key), -1, key.shape[-1])

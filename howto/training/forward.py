@@ -198,7 +198,7 @@ def response_states(base: PreTrainedModel, batches: Iterable[Batch]) -> torch.Te
 @contextmanager
 def nonzero_adapter(model: PeftModel) -> Iterator[None]:
     """Put small random numbers into B for a while: a fresh adapter's B is 0, which would hide a wrong computation."""
-    weights = [weight for name, weight in trained_weights(model).items() if "lora_B" in name]
+    weights: list[torch.Tensor] = [weight for name, weight in trained_weights(model).items() if "lora_B" in name]
     before = [weight.detach().clone() for weight in weights]
     with torch.no_grad():
         for number, weight in enumerate(weights):

@@ -45,7 +45,8 @@ def check_memory(engine: Engine, examples: list[Example], profile: ProfileTrain,
     def needed(size: int, checkpointing: bool) -> int:
         size = min(size, _rows_of_process(profile))
         tokens = sum(lengths[:size]) if engine.packing else lengths[0] * min(size, len(lengths))
-        return round(MARGIN * (tokens * ((checkpointed if checkpointing else saved) + widest) + fixed))
+        per_token = (checkpointed if checkpointing else saved) + widest
+        return int(MARGIN * (tokens * per_token + fixed))
 
     need, have = needed(profile.micro_batch_size, profile.gradient_checkpointing), available_bytes(engine.device)
     if engine.device.type == "cpu":

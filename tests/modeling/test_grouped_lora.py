@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from peft import PeftModel
@@ -15,7 +17,7 @@ from tests.support.models import adapted, llama
 IDS = torch.arange(3, 33).view(2, 15)
 
 
-def model(dtype: torch.dtype = torch.float32, **lora: object) -> PeftModel:
+def model(dtype: torch.dtype = torch.float32, **lora: Any) -> PeftModel:
     return adapted(llama(50, key_value_heads=2).to(dtype), **lora).eval()
 
 
@@ -28,7 +30,7 @@ def states(model: PeftModel) -> torch.Tensor:
 @pytest.mark.parametrize(
     "lora", [{}, {"r": 3}, {"rank_pattern": {"k_proj": 2}, "alpha_pattern": {"v_proj": 5.0}}], ids=str
 )
-def test_hidden_states_are_pefts(lora: dict[str, object], dtype: torch.dtype) -> None:
+def test_hidden_states_are_pefts(lora: dict[str, Any], dtype: torch.dtype) -> None:
     expected, grouped = states(model(dtype, **lora)), model(dtype, **lora)
     use_fused_lora(grouped, 0.0)
     assert use_groups(grouped, IDS[0].tolist())

@@ -33,11 +33,11 @@ def test_outputs_and_gradients_are_those_of_rows_by_themselves(heads: int, ends:
     attended = attend(query, key, value, ends)
     assert attended.shape == (1, 11, 4, 8)
     prefix = list(range(ends[0]))
-    outputs = []
+    outputs: list[torch.Tensor] = []
     for start, end in pairwise(ends):
         places = [*prefix, *range(start, end)]
-        parts = (part[:, :, places] for part in (query, key, value))
-        row = scaled_dot_product_attention(*parts, is_causal=True, scale=0.3, enable_gqa=True)
+        q, k, v = (part[:, :, places] for part in (query, key, value))
+        row = scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True)
         outputs.append(row if not outputs else row[:, :, len(prefix) :])  # the prefix's outputs, once
     expected = torch.cat(outputs, dim=2).transpose(1, 2)
     torch.testing.assert_close(attended, expected)

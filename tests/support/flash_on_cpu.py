@@ -34,8 +34,8 @@ def _forward(
     assert is_causal
     out = torch.empty_like(query)
     for row in _rows(ends):
-        parts = (part[row].transpose(0, 1)[None] for part in (query, key, value))
-        attended = scaled_dot_product_attention(*parts, is_causal=True, scale=scale, enable_gqa=True)
+        q, k, v = (part[row].transpose(0, 1)[None] for part in (query, key, value))
+        attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
         out[row] = attended[0].transpose(0, 1)
     unused = query.new_empty(query.shape[1], len(query), dtype=torch.float32)  # in the backward pass
     return out, unused, torch.zeros(2, dtype=torch.uint64)

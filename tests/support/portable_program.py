@@ -114,7 +114,8 @@ def attention() -> Results:
     for ends in ([0, 37, 90, 101], [7, 37, 90]):
         parts = [numbers(1, heads, ends[-1], 24).requires_grad_() for heads in (9, 3, 3)]
         rows = {"row_ends": torch.tensor(ends, dtype=torch.int32), "longest_row": 60}
-        attended = packed_attention(torch.nn.Identity(), *parts, None, **rows, scaling=0.2)[0]  # type: ignore[arg-type]
+        attend: Any = packed_attention
+        attended = attend(torch.nn.Identity(), *parts, None, **rows, scaling=0.2)[0]
         yield f"attention of {ends}", attended
         torch.autograd.backward(attended.square().sum())
         for name, tensor in zip(("query", "key", "value"), parts, strict=True):

@@ -89,8 +89,8 @@ def write_model(folder: Path) -> None:
     sizes = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True}
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    settings = {"max_position_embeddings": POSITIONS, "initializer_range": 0.1}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads, **ids, **settings))
+    sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": POSITIONS}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, **ids, initializer_range=0.1))
     _train(model, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

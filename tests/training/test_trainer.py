@@ -163,7 +163,7 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(
     uninterrupted: tuple[Engine, Curve], tiny_run: Tiny, tmp_path: Path, step: int
 ) -> None:
     class KillingCheckpoints(Checkpoints):
-        due = True  # type: ignore[assignment]
+        due = True
 
         def save(self, saved: int, tensors: dict[str, torch.Tensor], state: dict[str, object]) -> None:
             super().save(saved, tensors, state)

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from howto.core.errors import UserError
 from howto.core.process import RANK
@@ -106,6 +106,6 @@ def _local_store() -> tuple[Store, list[str]]:
 
     listener = socket.create_server(("127.0.0.1", 0))
     port = int(listener.getsockname()[1])
-    server = {"is_master": True, "multi_tenant": True, "wait_for_workers": False}
+    server: dict[str, Any] = {"is_master": True, "multi_tenant": True, "wait_for_workers": False}
     store = TCPStore("127.0.0.1", port, **server, master_listen_fd=listener.detach())
     return store, ["--nnodes", "1", "--node-rank", "0", "--master-addr", "127.0.0.1", "--master-port", str(port)]

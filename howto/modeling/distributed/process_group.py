@@ -56,7 +56,8 @@ class ProcessGroup:
         if self.size > 1:
             flat = torch.cat([tensor.flatten() for tensor in tensors])
             distributed.all_reduce(flat)
-            for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            totals = torch.split(flat, [tensor.numel() for tensor in tensors])
+            for tensor, total in zip(tensors, totals, strict=True):
                 tensor.copy_(total.view_as(tensor))
 
     def broadcast(self, value: T) -> T:
