@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 def self_check(check: Check) -> Figures:
     """D. How far apart the engine's ways of computing the same are, on 20 draws of rows, and what is still accepted."""
     from howto.modeling.collate import collate, pack
-    from howto.modeling.fused_lora import OF_STATES, distance
-    from howto.training.forward import OF_GRADIENTS, PROBED, nonzero_adapter, response_states
+    from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error
+    from howto.training.forward import GPU_PROBE_ROWS, GRADIENT_TOLERANCE, nonzero_adapter, response_states
 
     model = check.adapted().eval()
     base, rows = model.get_base_model(), sorted(check.examples(200), key=len)
     middle, pad = rows[len(rows) // 4 : -(len(rows) // 4)], check.tokenizer.eos_token_id
-    draws = [random.Random(seed).sample(middle, min(PROBED, len(middle))) for seed in range(4 if check.tiny else 20)]
+    draws = [
+        random.Random(seed).sample(middle, min(GPU_PROBE_ROWS, len(middle))) for seed in range(4 if check.tiny else 20)
+    ]
     draws = [sorted(draw, key=len) for draw in draws]  # as the engine's batches are
     found: dict[str, list[float]] = {"packed": [], "leaking": []}
     with nonzero_adapter(model):
@@ -39,16 +41,16 @@ def self_check(check: Check) -> Figures:
     with nonzero_adapter(model):
         for draw, wanted in zip(draws, alone, strict=True):
             batch = pack(draw, check.device)
-            found["packed"].append(distance(response_states(base, [batch]), wanted))
-            assert batch.ends is not None
-            batch.ends[1:-1] = 0  # one row as long as the pack
-            leaking = replace(batch, longest=batch.input_ids.shape[1])
-            found["leaking"].append(distance(response_states(base, [leaking]), wanted))
+            found["packed"].append(relative_error(response_states(base, [batch]), wanted))
+            assert batch.row_ends is not None
+            batch.row_ends[1:-1] = 0  # one row as long as the pack
+            leaking = replace(batch, longest_row=batch.input_ids.shape[1])
+            found["leaking"].append(relative_error(response_states(base, [leaking]), wanted))
     figures: Figures = {
         name: {"least": round(min(values), 5), "most": round(max(values), 5)} for name, values in found.items()
     }
-    limits = {"hidden states": OF_STATES[check.dtype], "gradients": OF_GRADIENTS[check.dtype]}
-    return {**figures, "limits": limits, "compiled": engine.is_compiled, "head": engine._fused}
+    limits = {"hidden states": HIDDEN_STATE_TOLERANCE[check.dtype], "gradients": GRADIENT_TOLERANCE[check.dtype]}
+    return {**figures, "limits": limits, "compiled": engine.is_compiled, "head": engine.has_fused_loss}
 
 
 def training(check: Check, *, compiled: bool) -> Figures:
@@ -65,7 +67,7 @@ def training(check: Check, *, compiled: bool) -> Figures:
         model = check.adapted()
         start = time.perf_counter()
         engine = check.engine(model, examples, profile, compiled=compiled)
-        predicted = check_memory(engine, examples, profile, packing=True)
+        predicted = check_memory(engine, examples, profile)
         before = check.peak_memory()
         Trainer(engine, examples, [], check.shared, profile).run()  # compiles, and captures the lengths that come
         check.synchronize()
@@ -90,7 +92,7 @@ def training(check: Check, *, compiled: bool) -> Figures:
             "peak_before_mib": before,
             "set_up_seconds": round(set_up, 1),
             "last_loss": curve.train[-1][-1],
-            "graphs": len(engine._graphs._captured) if engine._graphs else 0,
+            "graphs": len(engine.graphs.graphs) if engine.graphs else 0,
             "gradient_without_graph_apart": graph_error(check, engine, examples[: check.batch]),
         }
         print(name, json.dumps(found[name]), file=sys.stderr, flush=True)  # if the section is cut off
@@ -110,9 +112,9 @@ def graph_error(check: Check, engine: Engine, rows: list[Example]) -> float:
         return torch.cat([w.grad.flatten() for w in engine.model.parameters() if w.grad is not None])
 
     one = gradient()
-    graphs, engine._graphs = engine._graphs, None
+    graphs, engine.graphs = engine.graphs, None
     other = gradient()
-    engine._graphs = graphs
+    engine.graphs = graphs
     return float(round(((one - other).norm() / other.norm()).item(), 7))
 
 

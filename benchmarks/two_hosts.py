@@ -161,7 +161,7 @@ def train_to_the_end(hosts: tuple[Host, Host], first_command: list[str], wanted:
         sys.exit("it failed:\n" + "\n".join(hosts[0].said() + hosts[1].said()))
     result: dict[str, object] = {
         "seconds": max(seconds),
-        "went_on_from": next((line.split(";")[0].strip() for line in hosts[0].said() if "went on" in line), None),
+        "went_on_from": next((line.split(";")[0].strip() for line in hosts[0].said() if "resumed" in line), None),
         "same_bytes_as_on_one_host": sha256_of(hosts[0].folder / ADAPTER) == wanted,
         "adapter_on_the_second_host": (hosts[1].folder / ADAPTER).exists(),
         "left_over": left_over(hosts[0].folder) + left_over(hosts[1].folder),

@@ -24,12 +24,12 @@ from howto.core.paths import ADAPTER, BASE, CHECKPOINTS, PREDICTIONS, TEST
 from howto.core.schema import Prediction, Row, read_rows, write_rows
 from howto.inference.config import Infer, ProfileInfer
 from howto.modeling.config import Machine, ProfileMachine
-from howto.modeling.distributed.launch import hosts, is_in_a_group, launch, on_this_host
+from howto.modeling.distributed.launch import host_count, in_process_group, launch, processes_per_host
 from howto.params import read_params
 
 if TYPE_CHECKING:
     from howto.inference.generator import Generator
-    from howto.modeling.distributed.process_group import Group
+    from howto.modeling.distributed.process_group import ProcessGroup
 
 CODE = ("howto/__init__.py", "howto/core", "howto/inference", "howto/modeling", "stages/__init__.py", "stages/infer.py")
 KEPT_LOGS = 2  # of unfinished runs with other inputs, which may still resume
@@ -60,25 +60,25 @@ def predict(params: Params, model: str, processes: int | None) -> None:
 
     machine = params.section(ProfileMachine)
     device = set_up_torch(params.section(Machine), machine)
-    if not is_in_a_group():
+    if not in_process_group():
         import torch
 
         gpus = torch.cuda.device_count() if device.type == "cuda" else 1
-        here = on_this_host(processes, "--processes") if processes else gpus
-        if here > 1 or hosts() > 1:
+        here = processes_per_host(processes, "--processes") if processes else gpus
+        if here > 1 or host_count() > 1:
             launch("stages.infer", sys.argv[1:], here)
             return
 
     from howto.inference.generator import Generator
-    from howto.modeling.distributed.process_group import joined
+    from howto.modeling.distributed.process_group import join_process_group
     from howto.modeling.fingerprint import Fingerprint
 
     adapter = ADAPTER if model == "adapter" else None
     inputs = [TEST, BASE, ADAPTER] if adapter else [TEST, BASE]
-    with joined(processes, device, "--processes", patience=PATIENCE) as group:
+    with join_process_group(processes, device, "--processes", timeout=PATIENCE) as group:
         fingerprint = Fingerprint(inputs, params, [Infer, ProfileInfer, Machine, ProfileMachine], CODE)
         environment = {"model": model, **versions(group.device)}
-        group.agree(fingerprint.parts(**environment))
+        group.check_same(fingerprint.parts(**environment))
         folder = CHECKPOINTS / f"infer-{model}-{fingerprint.key(**environment)}"
         size, precision = profile.batch_size, machine.precision
         generator = Generator(BASE, adapter, decoding, batch_size=size, precision=precision, device=group.device)
@@ -88,7 +88,7 @@ def predict(params: Params, model: str, processes: int | None) -> None:
             write_rows(output, predictions)
             ended = sum(prediction.stop == "eos" for prediction in predictions)
             print(f"infer: {len(predictions)} answers by {model}, {ended} ended by the model -> {output}")
-        group.of_first(None)  # until the predictions are written, another host may need its logs again
+        group.broadcast(None)  # until the predictions are written, another host may need its logs again
         if group.local_rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
             others = sorted(CHECKPOINTS.glob(f"infer-{model}-*"), key=lambda path: path.stat().st_mtime)
@@ -97,7 +97,7 @@ def predict(params: Params, model: str, processes: int | None) -> None:
 
 
 def answer_rows(
-    generator: Generator, rows: list[Row], seeds: list[int], folder: Path, group: Group
+    generator: Generator, rows: list[Row], seeds: list[int], folder: Path, group: ProcessGroup
 ) -> list[Prediction]:
     """Return a prediction for each row and seed. Those in the logs in `folder`, one for each process, are kept."""
     from howto.inference.decoder import Request
@@ -110,7 +110,7 @@ def answer_rows(
     missing = [Request(row, seed) for row in encoded for seed in seeds if (row.id, seed) not in found]
     own = []
     with open_log(folder / f"answers{f'-{group.rank}' if group.rank else ''}.jsonl", Prediction) as log:
-        for answer in generator.generate(group.share(missing), progress="" if group.rank else "infer"):
+        for answer in generator.generate(group.shard(missing), progress="" if group.rank else "infer"):
             row = answer.request.row
             prediction = Prediction(
                 id=row.id,
@@ -130,9 +130,9 @@ def answer_rows(
     return [found[row.id, seed] for row in rows for seed in seeds]
 
 
-def _gather(group: Group, own: list[Prediction]) -> dict[tuple[str, int], Prediction]:
+def _gather(group: ProcessGroup, own: list[Prediction]) -> dict[tuple[str, int], Prediction]:
     """Return the predictions of all processes, by row and seed."""
-    return {(prediction.id, prediction.seed): prediction for part in group.of_all(own) for prediction in part}
+    return {(prediction.id, prediction.seed): prediction for part in group.all_gather(own) for prediction in part}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from howto.inference.config import Infer
 from howto.inference.kv_cache import KVCache, OneRowCache
 from howto.inference.sampling import Sampler, uniform_numbers
 from howto.inference.stop_strings import StopStrings
-from howto.modeling.async_copy import read_later
+from howto.modeling.async_copy import async_tolist
 from howto.modeling.collate import Example
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class Decoder:
         self._positions[slots] += 1
         if self._sampler.uses_penalty:
             self._seen[slots].scatter_(1, self._tokens[slots, None], True)
-        read_tokens = read_later(tokens)
+        read_tokens = async_tolist(tokens)
         for index, sequence in reversed(list(enumerate(sequences))):
             sequence.chosen += 1
             if sequence.chosen == self._decoding.max_new_tokens:

@@ -21,11 +21,11 @@ from howto.inference.decoder import Answer, Decoder, OnToken, Request
 from howto.inference.kv_cache import KVCache, OneRowCache, use_kv_cache
 from howto.inference.references import mean_log_probabilities
 from howto.modeling.collate import Example
-from howto.modeling.distributed.process_group import Group
-from howto.modeling.fused_lora import OF_STATES, distance, use_fused_norms, use_lean_layers
-from howto.modeling.grouped_lora import Groups
+from howto.modeling.distributed.process_group import ProcessGroup
+from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora, use_fused_norms
+from howto.modeling.grouped_lora import GroupedLora
 from howto.modeling.loading import load_adapter, load_base, load_tokenizer
-from howto.modeling.prompt import completion_ids, fitting_input, prompt_ids
+from howto.modeling.prompt import completion_ids, prompt_ids, shorten_input
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -89,12 +89,12 @@ class Generator:
         text: str | None = row.input
         prompt = prompt_ids(self.tokenizer, row.instruction, row.input)
         if is_long := len(prompt) > self.longest_prompt:
-            text = fitting_input(self.tokenizer, row, self.longest_prompt)
+            text = shorten_input(self.tokenizer, row, self.longest_prompt)
             prompt = [] if text is None else prompt_ids(self.tokenizer, row.instruction, text)
         reference = completion_ids(self.tokenizer, row.instruction, text or row.intent, row.output)
         return EncodedRow(row.id, prompt, reference, is_shortened=is_long and text is not None)
 
-    def reference_log_probabilities(self, rows: Sequence[EncodedRow], group: Group) -> dict[str, float]:
+    def reference_log_probabilities(self, rows: Sequence[EncodedRow], group: ProcessGroup) -> dict[str, float]:
         """Return, by row id, the mean log-probability of the references, in nats, end of sequence included.
 
         A row is left out if prompt and reference together are too long for the model. The processes of the group share
@@ -142,7 +142,7 @@ class Generator:
 
 def use_unmerged_adapter(adapted: PeftModel, dtype: torch.dtype, probe: list[int]) -> None:
     """Compute an adapter beside its base, in the base's precision; `probe` is a prompt to check fast paths with."""
-    use_lean_layers(adapted, 0.0)
+    use_fused_lora(adapted, 0.0)
     for weight in adapted.parameters():
         weight.data = weight.data.to(dtype)
     if next(adapted.parameters()).device.type == "cuda":
@@ -156,10 +156,10 @@ def use_groups(adapted: PeftModel, probe: list[int]) -> bool:
     sample = {"input_ids": torch.tensor([probe], device=next(adapted.parameters()).device)}
     expected = decoder(**sample).last_hidden_state
     try:
-        groups = Groups(decoder, sample)
+        groups = GroupedLora(decoder, sample)
     except RuntimeError:  # another kind of adapter
         return False
-    is_same = distance(decoder(**sample).last_hidden_state, expected) <= OF_STATES[expected.dtype]
+    is_same = relative_error(decoder(**sample).last_hidden_state, expected) <= HIDDEN_STATE_TOLERANCE[expected.dtype]
     if not is_same:
         groups.undo()
     return is_same

@@ -17,7 +17,8 @@ from transformers import AttentionInterface, DynamicCache
 
 from howto.core.errors import UserError
 from howto.inference.cuda_graphs import DecodeGraphs
-from howto.modeling.collate import Batch, Example, on_device, pack
+from howto.modeling.async_copy import async_tensor
+from howto.modeling.collate import Batch, Example, pack
 from howto.modeling.packed_attention import packed_attention
 
 if TYPE_CHECKING:
@@ -71,21 +72,21 @@ class KVCache:
         device = self._model.device
         on_cpu = device.type == "cpu"
         batch = pack([Example("", ids[:-1], ids[-1:]) for ids in prompts], device, share_prefix=on_cpu)
-        assert batch.ends is not None
-        self._slots = on_device(device, [slot for slot, ids in enumerate(prompts, first) for _ in ids])
-        self._positions = on_device(device, [position for ids in prompts for position in range(len(ids))])
+        assert batch.row_ends is not None
+        self._slots = async_tensor([slot for slot, ids in enumerate(prompts, first) for _ in ids], device)
+        self._positions = async_tensor([position for ids in prompts for position in range(len(ids))], device)
         self._sources = None
-        if on_cpu and (prefix := int(batch.ends[0])):
-            own = (torch.arange(start, end) for start, end in pairwise(batch.ends.tolist()))
+        if on_cpu and (prefix := int(batch.row_ends[0])):
+            own = (torch.arange(start, end) for start, end in pairwise(batch.row_ends.tolist()))
             self._sources = torch.cat([part for row in own for part in (torch.arange(prefix), row)])
-        return self._packed_logits(batch, batch.ends[1:].long() - 1)
+        return self._packed_logits(batch, batch.row_ends[1:].long() - 1)
 
     def logits(self, examples: Sequence[Example]) -> torch.Tensor:
         """Return the logits [completion tokens, vocabulary] of the completions; nothing is stored."""
         device = self._model.device
         batch = pack(list(examples), device, share_prefix=device.type == "cpu")
         self._slots = self._positions = batch.labels[:0]
-        return self._packed_logits(batch, batch.places)
+        return self._packed_logits(batch, batch.label_positions)
 
     def _packed_logits(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
         self._reach = 0

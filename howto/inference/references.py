@@ -8,7 +8,7 @@ import torch
 
 from howto.inference.kv_cache import KVCache, OneRowCache
 from howto.modeling.collate import Example
-from howto.modeling.distributed.process_group import Group
+from howto.modeling.distributed.process_group import ProcessGroup
 
 MAX_LOGITS = 2**24  # in memory at once: 64 MiB in float32
 MAX_TOKENS = 2**14  # in one forward pass, unless a single row has more
@@ -16,7 +16,7 @@ MAX_TOKENS = 2**14  # in one forward pass, unless a single row has more
 
 @torch.inference_mode()
 def mean_log_probabilities(
-    cache: KVCache | OneRowCache, examples: Sequence[Example], vocabulary: int, group: Group
+    cache: KVCache | OneRowCache, examples: Sequence[Example], vocabulary: int, group: ProcessGroup
 ) -> list[float]:
     """Return for each example the mean log-probability, in nats, of its completion tokens after its prompt.
 
@@ -25,13 +25,13 @@ def mean_log_probabilities(
     """
     batches = list(enumerate(_batches(examples, MAX_LOGITS // vocabulary)))
     own: dict[int, list[float]] = {}
-    for number, batch in group.share(batches):
+    for number, batch in group.shard(batches):
         logits = cache.logits(batch).float()  # [completion tokens, vocabulary]
         labels = torch.tensor([token for example in batch for token in example.completion], device=logits.device)
         found = (logits.gather(1, labels[:, None])[:, 0] - logits.logsumexp(dim=1)).double()
         parts = torch.split(found, [len(example.completion) for example in batch])
         own[number] = [part.mean().item() for part in parts]
-    means = {number: values for part in group.of_all(own) for number, values in part.items()}
+    means = {number: values for part in group.all_gather(own) for number, values in part.items()}
     return [mean for number, _ in batches for mean in means[number]]
 
 

@@ -1,4 +1,4 @@
-"""Copies from a GPU for which the host does not wait until it needs them."""
+"""Copies between host and GPU that the host does not wait for. On a CPU nothing is copied."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from typing import Any
 import torch
 
 
-def read_later(values: torch.Tensor) -> Callable[[], Any]:
-    """Begin to copy a tensor to the host; return a function that waits for the copy and gives its numbers.
+def async_tensor(values: Any, device: torch.device, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    """Return numbers (nested lists or an array) as a tensor on `device`; the host does not wait for the copy."""
+    tensor = torch.as_tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
-    The function returns what `values.tolist()` would have returned now. It does not wait for work that the GPU was
-    given after this call. On a CPU nothing is copied, so `values` must not be written to before it is read.
+
+def async_tolist(values: torch.Tensor) -> Callable[[], Any]:
+    """Start to copy a tensor to the host; return a function that waits for the copy and returns `values.tolist()`.
+
+    The function does not wait for work that the GPU was given after this call. On a CPU, do not write to `values`
+    before the function is called.
     """
     if not values.is_cuda:
         return values.tolist

@@ -1,4 +1,4 @@
-"""Rows as token ids, and how they are grouped for the optimizer."""
+"""Rows as token ids, in optimizer steps, and in batches for the forward pass."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from howto.core.schema import Row
-from howto.modeling.prompt import completion_ids, fitting_input, prompt_ids
+from howto.modeling.async_copy import async_tensor
+from howto.modeling.prompt import completion_ids, prompt_ids, shorten_input
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-TILE = 128  # tokens; what kernels of matrix products on a GPU compute at once
+TILE_TOKENS = 128  # a GPU's matrix products compute whole tiles
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Examples of at most so many tokens; the ids of those whose context was shortened, and of rows left out."""
+    """Rows as examples, the ids of rows whose context was shortened, and of rows left out as too long."""
 
     examples: list[Example]
     shortened: list[str]
@@ -45,44 +46,38 @@ class Encoded:
 class Batch:
     """Rows for one forward pass, on one device.
 
-    Either padded on the right to one length, [rows, length]: a causal model's real tokens never attend to later
-    positions, so there is no attention mask. Or packed, [1, sum of lengths], with positions that restart for each row
-    and the rows' `ends`, beyond which attention does not look. The first `ends[0]` tokens are a prefix that all rows
-    begin with, which is computed once.
+    Padded: [rows, longest row], filled on the right. No mask: tokens of a causal model do not attend to later ones.
+    Packed: [1, sum of lengths], with positions that restart for each row. Row i is at row_ends[i] to row_ends[i + 1]
+    and attends to itself and to the first row_ends[0] tokens, a prefix that all rows share.
     """
 
-    input_ids: torch.Tensor
-    places: torch.Tensor  # [response tokens]: flat positions whose next token is a response token
-    labels: torch.Tensor  # [response tokens]: that token
-    tokens: int  # real ones, without padding
-    position_ids: torch.Tensor | None = None  # [1, length]
-    ends: torch.Tensor | None = None  # [rows + 1], int32; row i is the prefix and ends[i] to ends[i + 1]
-    longest: int = 0  # row, tokens
+    input_ids: Tensor
+    label_positions: Tensor  # [response tokens]: flat positions whose next token is a response token
+    labels: Tensor  # [response tokens]: that token
+    position_ids: Tensor | None = None  # [1, length]
+    row_ends: Tensor | None = None  # [rows + 1], int32
+    longest_row: int = 0  # tokens
 
     def model_inputs(self) -> dict[str, Any]:
-        """What a decoder's forward takes."""
-        if self.ends is None:
-            return {"input_ids": self.input_ids}
-        return {
-            "input_ids": self.input_ids,
-            "position_ids": self.position_ids,
-            "row_ends": self.ends,
-            "longest_row": self.longest,
-        }
+        """Return the arguments of the decoder's forward pass."""
+        inputs = {"input_ids": self.input_ids}
+        if self.row_ends is None:
+            return inputs
+        return {**inputs, "position_ids": self.position_ids, "row_ends": self.row_ends, "longest_row": self.longest_row}
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, rows: list[Row], max_length: int, *, shorten: bool) -> Encoded:
-    """Rows as examples of at most `max_length` tokens.
+    """Return rows as examples of at most `max_length` tokens.
 
-    Of a row that is longer, the context loses words from its end (if `shorten`); intent and answer stay whole. What
-    then is still too long is left out: an answer that is cut would teach the model to end in the middle.
+    If `shorten`, a longer row loses words from the end of its context. A row that is still too long is left out: an
+    answer that is cut would teach the model to stop in the middle.
     """
     encoded = Encoded([], [], [])
     for row in rows:
         completion = completion_ids(tokenizer, row.instruction, row.input, row.output)
         prompt = prompt_ids(tokenizer, row.instruction, row.input)
         if len(prompt) + len(completion) > max_length:
-            text = fitting_input(tokenizer, row, max_length - len(completion)) if shorten else None
+            text = shorten_input(tokenizer, row, max_length - len(completion)) if shorten else None
             if text is None:
                 encoded.too_long.append(row.id)
                 continue
@@ -103,7 +98,7 @@ def steps_of_epoch(examples: list[Example], batch_size: int, seed: int, epoch: i
 def micro_batches(
     examples: list[Example], size: int, pad: int, device: torch.device, *, packing: bool
 ) -> Iterator[Batch]:
-    """Yield the rows in batches of at most `size`, those of like length together so that little is padded."""
+    """Yield the rows in batches of at most `size`, sorted by length so that little is padded."""
     by_length = sorted(examples, key=len)
     for start in range(0, len(by_length), size):
         rows = by_length[start : start + size]
@@ -111,68 +106,58 @@ def micro_batches(
             yield collate(rows, pad, device)
         elif device.type == "cpu":
             yield pack(rows, device, share_prefix=True)
-        else:  # the kernel for packed rows on a GPU knows no shared prefix, and those of products want whole tiles
-            yield pack(rows, device, multiple=TILE)
+        else:  # FlashAttention supports no shared prefix
+            yield pack(rows, device, multiple=TILE_TOKENS)
 
 
 def collate(examples: list[Example], pad: int, device: torch.device) -> Batch:
-    """The rows padded on the right to the longest."""
+    """Return the rows padded on the right to the longest."""
     longest = max(map(len, examples))
     ids = [[*example.prompt, *example.completion, *[pad] * (longest - len(example))] for example in examples]
     return Batch(
-        on_device(device, ids),
-        on_device(device, _places(examples, [longest * row for row in range(len(examples))])),
-        on_device(device, [token for example in examples for token in example.completion]),
-        sum(map(len, examples)),
+        async_tensor(ids, device),
+        async_tensor(_label_positions(examples, [longest * row for row in range(len(examples))]), device),
+        async_tensor([token for example in examples for token in example.completion], device),
     )
 
 
 def pack(examples: list[Example], device: torch.device, *, share_prefix: bool = False, multiple: int = 1) -> Batch:
-    """Return the rows one after the other; at the end there is padding to a multiple of so many tokens.
-
-    Padding is a row of its own, which no other row sees, and which has no labels.
+    """Return the rows as one sequence, padded to a multiple of so many tokens by a row without labels.
 
     With `share_prefix` the tokens that all prompts begin with (the chat template's start and the fixed instruction)
-    are there once. In a causal model their hidden states do not depend on what follows, so each row gets the same loss.
+    are computed once. Their hidden states do not depend on what follows, so each row's loss is the same.
     """
     prefix = _common_prefix(examples) if share_prefix else 0
     ends = list(accumulate((len(example) - prefix for example in examples), initial=prefix))
-    own = [token for example in examples for token in (*example.prompt[prefix:], *example.completion)]
-    positions = [place for example in examples for place in range(prefix, len(example))]
+    ids = [token for example in examples for token in (*example.prompt[prefix:], *example.completion)]
+    positions = [position for example in examples for position in range(prefix, len(example))]
     if padding := -ends[-1] % multiple:
         ends.append(ends[-1] + padding)
-        own += [0] * padding
+        ids += [0] * padding
         positions += range(padding)
     return Batch(
-        on_device(device, [[*examples[0].prompt[:prefix], *own]]),
-        on_device(device, _places(examples, [start - prefix for start in ends])),
-        on_device(device, [token for example in examples for token in example.completion]),
-        sum(map(len, examples)),
-        on_device(device, [[*range(prefix), *positions]]),
-        on_device(device, ends, torch.int32),
+        async_tensor([[*examples[0].prompt[:prefix], *ids]], device),
+        async_tensor(_label_positions(examples, [end - prefix for end in ends]), device),
+        async_tensor([token for example in examples for token in example.completion], device),
+        async_tensor([[*range(prefix), *positions]], device),
+        async_tensor(ends, device, torch.int32),
         max(*map(len, examples), padding),
     )
 
 
 def _common_prefix(examples: list[Example]) -> int:
-    """Return how many tokens all prompts begin with; the last token of a prompt stays each row's own."""
+    """Return how many tokens all prompts begin with, not counting the last token of the shortest."""
     if len(examples) < 2:
         return 0
     first, last = min(example.prompt for example in examples), max(example.prompt for example in examples)
     most = min(len(example.prompt) for example in examples) - 1
-    return next((place for place in range(most) if first[place] != last[place]), most)
+    return next((position for position in range(most) if first[position] != last[position]), most)
 
 
-def _places(examples: list[Example], starts: list[int]) -> list[int]:
+def _label_positions(examples: list[Example], starts: list[int]) -> list[int]:
     """Return the flat positions before the response tokens of rows whose first token would be at `starts`."""
     return [
-        start + place - 1
+        start + position - 1
         for start, example in zip(starts, examples, strict=False)
-        for place in range(len(example.prompt), len(example))
+        for position in range(len(example.prompt), len(example))
     ]
-
-
-def on_device(device: torch.device, values: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-    """Return numbers as a tensor; the host does not wait until a GPU has it."""
-    tensor = torch.tensor(values, dtype=dtype)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -1,4 +1,4 @@
-"""The `machine` sections: what the arithmetic runs on, as far as it changes results."""
+"""The `machine` sections of params.yaml: the hardware settings that change results."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Adapters that read the same tensor (query, key and value; gate and up), computed together, for a GPU.
+"""Compute LoRA layers that read the same tensor (query, key and value; gate and up) together, for a GPU.
 
-Their frozen weights and their scaled B stand side by side in one matrix [outputs, inputs + ranks], so that one product
-gives what would take three for each adapter. The backward pass gets the gradient of the inputs and of the adapters'
-inner activations from one product too.
+Their frozen weights and scaled B matrices are side by side in one matrix [outputs, inputs + ranks]. So one product
+replaces three for each adapter. In the backward pass, one product gives the gradient of the inputs and of the adapters'
+inner activations.
 """
 
 from __future__ import annotations
@@ -13,131 +13,123 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from torch import nn
+from torch import Tensor, nn
 
-from howto.modeling.fused_lora import is_plain, kept
+from howto.modeling.fused_lora import is_plain_lora, keep_mask
 
-ALIGNED = 8  # columns: 16 bytes in bfloat16, which the fast kernels for products want
+ALIGNED_COLUMNS = 8  # 16 bytes in bfloat16, which fast kernels for matrix products need
 
 
-class Groups:
-    """The adapters of a model in groups; until `undo` they compute so."""
+class GroupedLora:
+    """The LoRA layers of a model in groups by input, until `undo`."""
 
     def __init__(self, decoder: nn.Module, sample: dict[str, Any], rate: float = 0.0) -> None:
-        """`sample` are inputs of the decoder, with which it is found out which adapters read the same tensor.
+        """Group the layers by running the decoder on the inputs `sample`; `rate` is of dropout in training.
 
-        `rate` is that of the adapters' dropout in training.
-
-        Raises:
-            RuntimeError: there is no adapter that can be computed so.
+        Raise RuntimeError if there is no plain LoRA layer, or one is called twice.
         """
-        found = _adapters_by_input(decoder, sample)
-        called = [adapter for adapters in found for adapter in adapters]
-        if not called or len(called) != len(set(called)):
-            raise RuntimeError("no adapter is a plain one" if not called else "an adapter is used twice")
-        self._forwards = [(adapter, adapter.forward) for adapter in called]
-        groups = [AdapterGroup(adapters, rate) for adapters in found]
-        self.keys = [group.key for group in groups]
-        trained: list[torch.Tensor] = []
-        for group, adapters in zip(groups, found, strict=True):
-            trained += group.trained
-            for place, adapter in enumerate(adapters):
-                adapter.__dict__["group"] = group
-                adapter.forward = MethodType(_next_output if place else _first_output, adapter)
-        self._from_a, self._from_b = trained[::2], trained[1::2]
-        places = [place for group in groups for place in group.places()]
-        self._to_a, self._to_b = [a for a, _, _ in places], [b for _, b, _ in places]
-        self._scales = [scale for *_, scale in places]
+        layers_by_input = _layers_by_input(decoder, sample)
+        layers = [layer for group in layers_by_input for layer in group]
+        if not layers or len(layers) != len(set(layers)):
+            raise RuntimeError("a LoRA layer is called twice" if layers else "no plain LoRA layer")
+        self._forwards = [(layer, layer.forward) for layer in layers]
+        groups = [LoraGroup(group, rate) for group in layers_by_input]
+        for group, members in zip(groups, layers_by_input, strict=True):
+            for number, layer in enumerate(members):
+                layer.__dict__["group"] = group
+                layer.forward = MethodType(_next_output if number else _first_output, layer)
+        self.dropout_keys = [group.key for group in groups]
+        trained: list[Tensor] = [weight for group in groups for weight in group.trained]
+        self._trained_a, self._trained_b = trained[::2], trained[1::2]
+        copies = zip(*(copy for group in groups for copy in group.copies()), strict=True)
+        self._copies_a, self._copies_b, self._scales = map(list, copies)
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the adapters' weights as they are now, in the base's precision."""
-        torch._foreach_copy_(self._to_a, self._from_a)
-        torch._foreach_copy_(self._to_b, torch._foreach_mul(self._from_b, self._scales))
+        """Copy the adapters' current weights into the groups' matrices, in the base's precision."""
+        torch._foreach_copy_(self._copies_a, self._trained_a)
+        torch._foreach_copy_(self._copies_b, torch._foreach_mul(self._trained_b, self._scales))
 
     def undo(self) -> None:
-        """Let the adapters compute as before."""
-        for adapter, forward in self._forwards:
-            adapter.forward = forward
+        """Let the layers compute as before."""
+        for layer, forward in self._forwards:
+            layer.forward = forward
 
 
-class AdapterGroup(nn.Module):
-    """Adapters that read the same tensor, and their base layers, as one product."""
+class LoraGroup(nn.Module):
+    """LoRA layers that read the same tensor, as one product."""
 
-    def __init__(self, adapters: list[Any], rate: float) -> None:
-        """The base layers' weights become views of this group's matrix."""
+    def __init__(self, layers: list[Any], rate: float) -> None:
+        """Make the group's matrix; the base layers' weights become views of it."""
         super().__init__()
         self.rate = rate
-        self.outputs = [adapter.base_layer.out_features for adapter in adapters]
-        self.ranks = [adapter.r["default"] for adapter in adapters]
-        self.scales = [float(adapter.scaling["default"]) for adapter in adapters]
-        weights = [adapter.base_layer.weight for adapter in adapters]
-        inputs, width = weights[0].shape[1], -(-sum(self.ranks) // ALIGNED) * ALIGNED
-        wide = weights[0].new_zeros(sum(self.outputs), inputs + width)
+        self.outputs = [layer.base_layer.out_features for layer in layers]
+        self.ranks = [layer.r["default"] for layer in layers]
+        self.scales = [float(layer.scaling["default"]) for layer in layers]
+        weights = [layer.base_layer.weight for layer in layers]
+        inputs, columns = weights[0].shape[1], -(-sum(self.ranks) // ALIGNED_COLUMNS) * ALIGNED_COLUMNS
+        wide = weights[0].new_zeros(sum(self.outputs), inputs + columns)
         for weight, part in zip(weights, wide.split(self.outputs), strict=True):
             part[:, :inputs] = weight.data
             weight.data = part[:, :inputs]
-        # Parameters, for their shapes are then constants to the compiler.
+        # The compiler treats the shapes of parameters as constants.
         self.wide = nn.Parameter(wide, requires_grad=False)  # [outputs, inputs + ranks]
-        self.a = nn.Parameter(wide.new_zeros(width, inputs), requires_grad=False)  # [ranks, inputs]
-        # A tensor of its own: code compiled for a view is good for a view at the same offset alone.
-        self.key = torch.zeros(2, dtype=torch.int32, device=wide.device)  # what the dropout's mask is a hash of
-        self.found: list[torch.Tensor] = []  # outputs that the next adapters of the group will be asked for
-        # Not registered as this module's: they are the model's.
-        self.trained: tuple[nn.Parameter, ...] = tuple(
-            part["default"].weight for adapter in adapters for part in (adapter.lora_A, adapter.lora_B)
-        )
+        self.a = nn.Parameter(wide.new_zeros(columns, inputs), requires_grad=False)  # [ranks, inputs]
+        # The dropout mask is a hash of this. Not a view: code compiled for one is good only for views at its offset.
+        self.key = torch.zeros(2, dtype=torch.int32, device=wide.device)
+        self.pending: list[Tensor] = []  # outputs for the group's next layers
+        parts = [part["default"].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
+        self.trained: tuple[nn.Parameter, ...] = tuple(parts)  # not registered here: they are the model's
 
-    def places(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
-        """Yield where A and B of each adapter go, and what B is multiplied by."""
-        a, wide = self.a.data, self.wide.data  # autograd need not know: A and B change between passes alone
+    def copies(self) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """Yield for each layer the views that hold copies of its A and B, and the scale of B."""
+        a, wide = self.a.data, self.wide.data  # outside of autograd: A and B change between passes alone
         row = top = 0
         for outputs, rank, scale in zip(self.outputs, self.ranks, self.scales, strict=True):
-            place = a.shape[1] + row
-            yield a[row : row + rank], wide[top : top + outputs, place : place + rank], scale
+            column = a.shape[1] + row
+            yield a[row : row + rank], wide[top : top + outputs, column : column + rank], scale
             row, top = row + rank, top + outputs
 
-    def forward(self, x: torch.Tensor, rate: float) -> list[torch.Tensor]:
-        """Return the outputs [..., outputs] of each adapter on its base layer for inputs x [..., inputs]."""
-        y = _Grouped.apply(  # type: ignore[no-untyped-call]
+    def forward(self, x: Tensor, rate: float) -> list[Tensor]:
+        """Return the outputs [..., out] of each layer for inputs x [..., in]."""
+        y = _GroupedLora.apply(  # type: ignore[no-untyped-call]
             x.flatten(0, -2), self.wide, self.a, self.key, rate, self.outputs, self.ranks, self.scales, *self.trained
         )
         return [part.view(*x.shape[:-1], -1) for part in y.split(self.outputs, dim=1)]
 
 
-class _Grouped(torch.autograd.Function):
+class _GroupedLora(torch.autograd.Function):
     """y = [x, inner] [W, s B]' with inner = dropout(x) A'. The trained weights are arguments for their gradients."""
 
     @staticmethod
     def forward(  # noqa: PLR0917
         ctx: Any,
-        x: torch.Tensor,
-        wide: torch.Tensor,
-        a: torch.Tensor,
-        key: torch.Tensor,
+        x: Tensor,
+        wide: Tensor,
+        a: Tensor,
+        key: Tensor,
         rate: float,
         outputs: list[int],
         ranks: list[int],
         scales: list[float],
-        *trained: torch.Tensor,
-    ) -> torch.Tensor:
-        """`x` [tokens, inputs], `wide` [outputs, inputs + ranks], `a` [ranks, inputs]."""
-        seen = _seen(x, key, rate)
-        inner = seen @ a.T
-        ctx.save_for_backward(seen, inner, wide, a, key)
+        *trained: Tensor,
+    ) -> Tensor:
+        """Compute y from `x` [tokens, inputs], `wide` [outputs, inputs + ranks] and `a` [ranks, inputs]."""
+        masked = _dropout(x, key, rate)
+        inner = masked @ a.T
+        ctx.save_for_backward(masked, inner, wide, a, key)
         ctx.rate, ctx.outputs, ctx.ranks, ctx.scales, ctx.dtype = rate, outputs, ranks, scales, trained[0].dtype
         return torch.cat([x, inner], dim=1) @ wide.T
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """Gradients of `x` and of the trained weights."""
-        seen, inner, wide, a, key = ctx.saved_tensors
+        masked, inner, wide, a, key = ctx.saved_tensors
         (grad,) = gradients  # [tokens, outputs]
         grad_x, grad_inner = (grad @ wide).split([a.shape[1], a.shape[0]], dim=1)
-        grad_x = grad_x + _seen(grad_inner @ a, key, ctx.rate)
-        grad_a = (grad_inner.T @ seen).to(ctx.dtype)
-        grad_b = (grad.T @ inner).to(ctx.dtype)  # [outputs, ranks]: those of an adapter are a block of it
+        grad_x = grad_x + _dropout(grad_inner @ a, key, ctx.rate)
+        grad_a = (grad_inner.T @ masked).to(ctx.dtype)
+        grad_b = (grad.T @ inner).to(ctx.dtype)  # [outputs, ranks]: a layer's gradient is a block of it
         trained, row, top = [], 0, 0
         for outputs, rank, scale in zip(ctx.outputs, ctx.ranks, ctx.scales, strict=True):
             trained += [grad_a[row : row + rank], grad_b[top : top + outputs, row : row + rank] * scale]
@@ -145,27 +137,23 @@ class _Grouped(torch.autograd.Function):
         return (grad_x, *[None] * 7, *trained)
 
 
-def _seen(x: torch.Tensor, key: torch.Tensor, rate: float) -> torch.Tensor:
-    """Return what dropout leaves of x, scaled up; going back, of its gradient."""
-    return torch.where(kept(x, key, rate), x * (1 / (1 - rate)), 0.0) if rate else x
+def _dropout(x: Tensor, key: Tensor, rate: float) -> Tensor:
+    return torch.where(keep_mask(x, key, rate), x * (1 / (1 - rate)), 0.0) if rate else x
 
 
-def _adapters_by_input(decoder: nn.Module, sample: dict[str, Any]) -> list[list[Any]]:
-    """Return the adapters in the order in which they are called, those with the same input together."""
+def _layers_by_input(decoder: nn.Module, sample: dict[str, Any]) -> list[list[Any]]:
+    """Return the plain LoRA layers in the order of their calls, those with the same input together."""
     groups: list[list[Any]] = []
-    last: list[torch.Tensor] = []
+    last_input: list[Tensor] = []
 
-    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not last or last[0] is not args[0]:
+    def record(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not last_input or last_input[0] is not args[0]:
             groups.append([])
-            last[:] = [args[0]]
+            last_input[:] = [args[0]]
         groups[-1].append(module)
 
-    hooks = [
-        module.register_forward_pre_hook(note)
-        for module in decoder.modules()
-        if isinstance(module, LoraLinear) and is_plain(module)
-    ]
+    layers = [module for module in decoder.modules() if isinstance(module, LoraLinear) and is_plain_lora(module)]
+    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
     with torch.no_grad():
         decoder(**sample, use_cache=False)
     for hook in hooks:
@@ -173,16 +161,16 @@ def _adapters_by_input(decoder: nn.Module, sample: dict[str, Any]) -> list[list[
     return groups
 
 
-def _first_output(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """Compute the outputs of a group, keep those of its other adapters, and return one's own."""
+def _first_output(self: Any, x: Tensor) -> Tensor:
+    """Compute the outputs of a group; return the first and keep the others."""
     group = self.group
     own, *others = group(x, group.rate if self.training else 0.0)
-    group.found = others
+    group.pending = others
     return own  # type: ignore[no-any-return]
 
 
-def _next_output(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """Return what the group's first adapter has computed."""
-    own, *others = self.group.found
-    self.group.found = others
+def _next_output(self: Any, x: Tensor) -> Tensor:
+    """Return an output that the group's first layer has computed."""
+    own, *others = self.group.pending
+    self.group.pending = others
     return own  # type: ignore[no-any-return]

@@ -275,12 +275,12 @@ def _print_side_by_side(answers: list[str]) -> None:
 
 def _note_other_base(adapter: Path, source: str) -> None:
     """Print a note if an adapter of another program names a base other than this one, which came from `source`."""
-    from howto.modeling.loading import MADE_FOR
+    from howto.modeling.loading import BASE_HASH_FILE
 
     try:
         config = json.loads((adapter / "adapter_config.json").read_bytes())
         base = str(config["base_model_name_or_path"] or source)
     except (OSError, ValueError, TypeError, KeyError):
         return  # `load_adapter` reports what is wrong
-    if base != source and Path(base).absolute() != BASE.absolute() and not (adapter / MADE_FOR).is_file():
+    if base != source and Path(base).absolute() != BASE.absolute() and not (adapter / BASE_HASH_FILE).is_file():
         print(f"note: {adapter} names the base {base}; it is used with {BASE}", file=sys.stderr)

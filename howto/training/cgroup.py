@@ -1,7 +1,7 @@
-"""What a container may still take of its machine's memory (control groups of Linux, version 2 and 1).
+"""The memory that a container may still use (control groups of Linux, version 2 and 1).
 
-Files that the kernel keeps in memory count as taken there, and are given back where memory is wanted: those that nobody
-has read for a while are left out, as Docker and Kubernetes do.
+Files that the kernel caches count as used, and are freed when memory is needed. As Docker and Kubernetes do, those that
+were not read for a while are left out.
 """
 
 from __future__ import annotations
@@ -9,20 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
-# Where limit, use and its parts stand, and what the part is called that is given back.
+# The files with the limit, the use and its parts, and the part that is freed when memory is needed.
 VERSIONS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    (
-        "memory/memory.limit_in_bytes",
-        "memory/memory.usage_in_bytes",
-        "memory/memory.stat",
-        "total_inactive_file",
-    ),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
 
 
 def free_in_container() -> list[int]:
-    """Bytes that each limit leaves; nothing where there is none."""
+    """Return the bytes that each limit leaves; an empty list without limits."""
     free = []
     for limit, used, parts, cached in VERSIONS:
         try:

@@ -1,6 +1,6 @@
-"""Checkpoints of a run: whole or absent, the last two kept, found again by a run with the same inputs and no other.
+"""Checkpoints of a run, written atomically, and found again only by a run with the same inputs.
 
-They lie outside of what DVC knows: it removes a stage's outputs before the stage runs, checkpoints among them.
+They are in a folder that DVC does not track: it removes a stage's outputs before the stage runs.
 """
 
 from __future__ import annotations
@@ -19,85 +19,67 @@ from safetensors.torch import load_file, save_file
 from howto.core.atomic import atomic_folder
 from howto.core.errors import UserError
 
-KEPT = 2
-RUNS = 3  # folders of runs that did not end, this one among them
-PROCESSES = "processes"  # how many made it
-SHARE = 0.01  # of the time, at most, goes into checkpoints
+KEEP_CHECKPOINTS = 2  # of a run
+KEEP_RUNS = 3  # that did not finish, this one included
+MIN_SECONDS = 1.0  # between two checkpoints
+MAX_TIME_SHARE = 0.01  # of the run's time, for saving
 
 
 class Checkpoints:
-    """The checkpoints of the run named `key`, in a folder of its own below `folder`."""
+    """The checkpoints of the run `key`, in a folder of its own."""
 
-    def __init__(
-        self, folder: Path, key: str, *, seconds: float = 1.0, writes: bool = True, processes: int = 1
-    ) -> None:
-        """At least `seconds` pass between two of them, and more where saving takes long.
-
-        Of several `processes` that share the work one `writes`, and reads.
-        """
+    def __init__(self, folder: Path, key: str, *, processes: int = 1) -> None:
+        """Remove the checkpoints of older runs. `processes` share the work of this run."""
         self.folder = folder / key
         self._processes = processes
-        self._writes = writes
-        self._seconds = seconds
-        self._next = time.monotonic() + seconds
-        if not writes:
-            return
-        others = sorted(
-            (path for path in folder.glob("[0-9a-f]*") if path != self.folder), key=lambda p: p.stat().st_mtime
-        )
-        for path in others[: -(RUNS - 1)]:
+        self._next = time.monotonic() + MIN_SECONDS
+        others = [path for path in folder.glob("[0-9a-f]*") if path != self.folder]
+        for path in sorted(others, key=lambda path: path.stat().st_mtime)[: -(KEEP_RUNS - 1)]:
             shutil.rmtree(path, ignore_errors=True)
 
     @property
     def due(self) -> bool:
-        """Whether it is time for the next one."""
-        return self._writes and time.monotonic() >= self._next
+        """Whether it is time to save one."""
+        return time.monotonic() >= self._next
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        """Save what is needed to go on after `step`. `state` goes into JSON: floats come back as they were."""
+        """Save what is needed to continue after `step`. `state` is saved as JSON, which keeps floats exactly."""
         start = time.monotonic()
         with atomic_folder(self.folder / f"{step:08}") as folder:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "tensors.safetensors")
-            (folder / "state.json").write_text(json.dumps({PROCESSES: self._processes, **state}), encoding="utf-8")
+            (folder / "state.json").write_text(json.dumps({"processes": self._processes, **state}), encoding="utf-8")
             for path in folder.iterdir():
-                _to_disk(path)
-        for old in self._whole()[:-KEPT]:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        for old in self._all()[:-KEEP_CHECKPOINTS]:
             shutil.rmtree(old)
-        self._next = time.monotonic() + max(self._seconds, (time.monotonic() - start) / SHARE)
+        self._next = time.monotonic() + max(MIN_SECONDS, (time.monotonic() - start) / MAX_TIME_SHARE)
 
     def newest(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """The tensors (on the CPU) and the state of the newest one that can be read; None if there is none.
+        """Return the tensors (on the CPU) and the state of the newest checkpoint that can be read, if there is one.
 
-        Raises:
-            UserError: it was made by another number of processes, which sum otherwise.
+        Raise UserError if it was made by another number of processes, whose sums are rounded otherwise.
         """
-        if self._writes:
-            for left_over in self.folder.glob(".*.part"):
-                shutil.rmtree(left_over, ignore_errors=True)
-        for folder in reversed(self._whole()):
+        for left_over in self.folder.glob(".*.part"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        for folder in reversed(self._all()):
             try:
                 state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-                made_by = state.pop(PROCESSES)
+                processes = state.pop("processes")
                 tensors = load_file(folder / "tensors.safetensors")
-            except (OSError, ValueError, KeyError, SafetensorError):  # the disk lost it: the one before will do
+            except (OSError, ValueError, KeyError, SafetensorError):  # damaged by the disk: use the one before
                 continue
-            if made_by != self._processes:
+            if processes != self._processes:
                 raise UserError(
-                    f"{self.folder}: checkpoints of this run, made with processes: {made_by}, and now there are "
-                    f"{self._processes}; set profiles.*.train.processes back in params.yaml, or remove the folder "
-                    "to begin anew"
+                    f"{self.folder}: expected checkpoints of processes: {self._processes}, got {processes}. Set "
+                    "profiles.*.train.processes back in params.yaml, or remove the folder to start again."
                 )
             return tensors, state
         return None
 
     def remove(self) -> None:
-        """Remove the run's checkpoints: it has ended."""
+        """Remove the run's checkpoints once it has finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _whole(self) -> list[Path]:
+    def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("[0-9]*") if path.is_dir())
-
-
-def _to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -1,6 +1,6 @@
-"""Decoder layers compiled by torch.compile, for a GPU: few kernels, and a dropout mask that is never stored.
+"""Compile decoder layers with torch.compile, for a GPU: few kernels, and a dropout mask that is never stored.
 
-A layer is compiled once for all lengths, and every layer of the model runs the same code.
+A layer is compiled once for all lengths, and all layers of the model run the same code.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import torch
 from torch.fx.experimental import _config as symbolic
 from transformers import AttentionInterface
 
-from howto.modeling.grouped_lora import Groups
-from howto.modeling.packed_attention import NAME, is_flash, packed_attention
+from howto.modeling.async_copy import async_tensor
+from howto.modeling.grouped_lora import GroupedLora
+from howto.modeling.packed_attention import ATTENTION_NAME, packed_attention, uses_flash_attention
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -27,39 +28,33 @@ class CompiledLayers:
     def __init__(self, model: PeftModel, rate: float, sample: dict[str, Any]) -> None:
         """`sample` are inputs of the model's decoder; `rate` is that of the adapters' dropout.
 
-        Raises:
-            RuntimeError: there is no adapter that can be computed so.
+        Raise RuntimeError if the adapters cannot be grouped.
         """
         base = model.get_base_model()
         decoder = base.get_decoder()
-        self._groups = Groups(decoder, sample, rate)
-        if not is_flash(next(model.parameters()).device, base.dtype):  # it looks at lengths, so it cannot be traced
-            AttentionInterface.register(NAME, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]
+        self._lora = GroupedLora(decoder, sample, rate)
+        if not uses_flash_attention(next(model.parameters()).device, base.dtype):  # else it reads lengths on the host
+            untraced = torch.compiler.disable(packed_attention)  # type: ignore[no-untyped-call]
+            AttentionInterface.register(ATTENTION_NAME, untraced)
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.specialize_float = True  # rates and scales are constants
-        symbolic.use_duck_shape = False  # a length that happens to be the hidden size is compiled like any other
+        symbolic.use_duck_shape = False  # a length that equals the hidden size is compiled like any other
         self._forwards = [(layer, layer.forward) for layer in decoder.layers]
         for layer, forward in self._forwards:
             layer.forward = _compiled_with_gradients(forward)
-        self._hook = decoder.register_forward_pre_hook(lambda *_: self._groups.refresh())
+        self._hook = decoder.register_forward_pre_hook(lambda *_: self._lora.refresh())
 
-    @property
-    def seed(self) -> int:
-        """What the masks of dropout are drawn from; setting it draws new ones. Set it before each forward pass.
+    def draw_masks(self, seed: int) -> None:
+        """Draw new dropout masks; call it before each forward pass.
 
-        A mask is a hash of two words that are drawn from the seed for each input, and of the element. It is computed
-        where it is used, in the forward pass and again in the backward pass.
+        A mask is a hash of two words that are drawn for each input, and of the element. It is computed where it is
+        used, in the forward pass and again in the backward pass.
         """
-        return self._seed
-
-    @seed.setter
-    def seed(self, seed: int) -> None:
-        self._seed = seed
-        draw_keys(self._groups.keys, seed)
+        draw_dropout_keys(self._lora.dropout_keys, seed)
 
     @contextmanager
     def eager(self) -> Iterator[None]:
-        """Let the layers compute the same without compiled code."""
+        """Compute the same without compiled code."""
         torch.compiler.set_stance("force_eager")
         try:
             yield
@@ -69,28 +64,26 @@ class CompiledLayers:
     def undo(self) -> None:
         """Let the model compute as before."""
         self._hook.remove()
-        AttentionInterface.register(NAME, packed_attention)
+        AttentionInterface.register(ATTENTION_NAME, packed_attention)
         for layer, forward in self._forwards:
             layer.forward = forward
-        self._groups.undo()
+        self._lora.undo()
 
 
 def _compiled_with_gradients(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a layer's forward method, compiled for passes with gradients; others are short, and stay as they are.
+    """Return a layer's forward method, compiled for passes with gradients only.
 
     Without gradients, torch 2.13 compiled layers whose second autograd.Function got its arguments shifted by one.
     """
     compiled = torch.compile(forward, dynamic=True)
 
-    def either(*inputs: Any, **more: Any) -> Any:
+    def dispatch(*inputs: Any, **more: Any) -> Any:
         return (compiled if torch.is_grad_enabled() else forward)(*inputs, **more)
 
-    return either
+    return dispatch
 
 
-def draw_keys(keys: list[torch.Tensor], seed: int) -> None:
+def draw_dropout_keys(keys: list[torch.Tensor], seed: int) -> None:
     """Fill `keys`, int32 tensors of two numbers each, from a seed."""
-    words = torch.from_numpy(np.random.SFC64(seed).random_raw(len(keys)).view(np.int32).reshape(-1, 2))
-    device = keys[0].device
-    words = words.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else words
-    torch._foreach_copy_(keys, list(words))
+    words = np.random.SFC64(seed).random_raw(len(keys)).view(np.int32).reshape(-1, 2)
+    torch._foreach_copy_(keys, list(async_tensor(words, keys[0].device, torch.int32)))

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from howto.core.config import Section
 
+INITS_THAT_CHANGE_THE_BASE = ("olora", "pissa")  # what they put into the adapter they take from the base's weights
+
 
 class Lora(Section):
     """`train.lora`: the adapter (Hu et al. 2021, arXiv:2106.09685). The keys are those of PEFT's LoraConfig."""
@@ -26,13 +28,14 @@ class Lora(Section):
     plus_ratio: float | None = Field(ge=1)
 
     @model_validator(mode="after")
-    def _goes_together(self) -> Lora:
+    def _check_combinations(self) -> Lora:
         if self.target_modules == []:
-            raise ValueError("target_modules names no module; name some, or say all-linear")
-        if self.init in ("olora", "pissa") and (self.rslora or self.dora or self.rank_pattern or self.alpha_pattern):
-            raise ValueError(f"init {self.init} goes with neither rslora, dora, rank_pattern nor alpha_pattern")
+            raise ValueError("target_modules: expected module names or all-linear, got []")
+        other_kinds = self.rslora or self.dora or self.rank_pattern or self.alpha_pattern
+        if self.init in INITS_THAT_CHANGE_THE_BASE and other_kinds:
+            raise ValueError(f"init {self.init} does not support rslora, dora, rank_pattern or alpha_pattern")
         if self.init == "orthogonal" and self.r % 2:
-            raise ValueError("init orthogonal wants an even r")
+            raise ValueError(f"init orthogonal: expected an even r, got {self.r}")
         return self
 
 
@@ -55,7 +58,7 @@ class Train(Section):
 
 
 class ProfileTrain(Section):
-    """`profiles.<name>.train`. Exactly one of `epochs` and `steps` says how long training goes on."""
+    """`profiles.<name>.train`. Exactly one of `epochs` and `steps` gives the length of training."""
 
     key: ClassVar[str] = "profiles.*.train"
     epochs: int | None = Field(default=None, ge=1)
@@ -68,13 +71,11 @@ class ProfileTrain(Section):
     fsdp: bool
 
     @model_validator(mode="after")
-    def _goes_together(self) -> ProfileTrain:
+    def _check_combinations(self) -> ProfileTrain:
         if self.batch_size % self.micro_batch_size:
             raise ValueError("batch_size must be a multiple of micro_batch_size")
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("say either epochs or steps")
+            raise ValueError("expected either epochs or steps")
         if self.fsdp and self.processes == 1:
-            raise ValueError(
-                "fsdp shares the base model among processes, and processes is 1; raise it, or set fsdp false"
-            )
+            raise ValueError("fsdp: expected processes of 2 or more, got 1. Raise it, or set fsdp to false.")
         return self

@@ -1,10 +1,10 @@
-"""The LoRA adapter (PEFT): put on a base model, and saved."""
+"""Put a LoRA adapter (PEFT) on a base model, and save it."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -18,22 +18,17 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-# These write into the base's weights what they put into the adapter.
-CHANGES_THE_BASE = ("olora", "pissa")
-
 
 def add_adapter(model: PreTrainedModel, lora: Lora, base: Path) -> PeftModel:
-    """Put a fresh adapter on the base model in the folder `base`; the base's own weights are frozen.
+    """Put a fresh adapter on the base model in the folder `base`, and freeze the base's own weights.
 
-    The adapter's weights are float32, whatever those of the base are.
-
-    Raises:
-        UserError: a key of `train.lora` names no layer of this base, or a rank that a layer cannot have.
+    The adapter's weights are float32, whatever those of the base are. Raise UserError if a key of `train.lora` names a
+    layer that this base does not have, or a rank that a layer cannot have.
     """
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     _check_names(linear, lora, int(model.config.num_hidden_layers))
     targets = lora.target_modules
-    if lora.layers is not None and targets == "all-linear":  # PEFT takes no layers together with a word
+    if lora.layers is not None and targets == "all-linear":  # PEFT does not support both
         head = model.get_output_embeddings()
         targets = sorted({name.split(".")[-1] for name in linear if model.get_submodule(name) is not head})
     config = LoraConfig(
@@ -52,71 +47,68 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Path) -> PeftModel:
     )
     try:
         adapted = get_peft_model(model, config)
-    except ValueError as error:  # PEFT's own words, for what is not foreseen here
+    except ValueError as error:  # what PEFT checks itself
         raise UserError(f"params.yaml: train.lora: {' '.join(str(error).split())[:300]}") from None
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     return adapted
 
 
 def _check_names(linear: set[str], lora: Lora, layers: int) -> None:
-    """Stop where a key names nothing. PEFT stops when all of its targets match nothing, and not for a single one."""
-    kinds = sorted({name.split(".")[-1] for name in linear})
-
-    def matches(wanted: str) -> bool:
-        return any(name == wanted or name.endswith(f".{wanted}") for name in linear)
-
-    named = {
-        "target_modules": [] if lora.target_modules == "all-linear" else list(lora.target_modules),
+    """Check that each name in params is one of a layer. PEFT stops only if no target at all matches."""
+    names = {
+        "target_modules": [] if lora.target_modules == "all-linear" else lora.target_modules,
         "exclude_modules": lora.exclude_modules or [],
         "rank_pattern": list(lora.rank_pattern),
         "alpha_pattern": list(lora.alpha_pattern),
     }
-    for key, wanted in named.items():
-        if missing := [name for name in wanted if not matches(name)]:
+    kinds = ", ".join(sorted({name.split(".")[-1] for name in linear}))
+    for key, wanted in names.items():
+        if missing := [name for name in wanted if not any(f".{layer}".endswith(f".{name}") for layer in linear)]:
             raise UserError(
-                f"params.yaml: train.lora.{key}: {', '.join(missing)} is in no layer of the base model; "
-                f"its linear layers are {', '.join(kinds)}"
+                f"params.yaml: train.lora.{key}: expected linear layers ({kinds}), got {', '.join(missing)}"
             )
-    if lora.layers is not None and (wrong := [n for n in lora.layers if not 0 <= n < layers]):
-        raise UserError(f"params.yaml: train.lora.layers: {wrong}: the base model has layers 0 to {layers - 1}")
+    if lora.layers is not None and (wrong := [number for number in lora.layers if not 0 <= number < layers]):
+        raise UserError(f"params.yaml: train.lora.layers: expected numbers from 0 to {layers - 1}, got {wrong}")
 
 
 def make_optimizer(model: PeftModel, shared: Train, profile: ProfileTrain) -> torch.optim.Optimizer:
-    """AdamW on the adapter; with `plus_ratio` as LoRA+ (Hayou et al. 2024, arXiv:2402.12354) groups it."""
-    settings: dict[str, Any] = {"fused": True}
+    """Return AdamW on the adapter; with `plus_ratio` grouped as in LoRA+ (Hayou et al. 2024, arXiv:2402.12354)."""
+    rate, decay = profile.learning_rate, shared.weight_decay
     if shared.lora.plus_ratio is None:
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
-        return torch.optim.AdamW(weights, lr=profile.learning_rate, weight_decay=shared.weight_decay, **settings)
+        return torch.optim.AdamW(list(trained_weights(model).values()), lr=rate, weight_decay=decay, fused=True)
     optimizer = create_loraplus_optimizer(
         model,
         torch.optim.AdamW,
-        lr=profile.learning_rate,
+        lr=rate,
         loraplus_lr_ratio=shared.lora.plus_ratio,
-        loraplus_weight_decay=shared.weight_decay,
-        **settings,
+        loraplus_weight_decay=decay,
+        fused=True,
     )
     optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
     return optimizer  # type: ignore[no-any-return]
 
 
-def trained_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The weights that training changes, by name."""
+def trained_weights(model: PeftModel) -> dict[str, torch.nn.Parameter]:
+    """Return the weights that training changes, by name."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def save_adapter(model: PeftModel, folder: Path, initial: Path | None = None) -> None:
     """Save the adapter as a PEFT folder, the same bytes for the same adapter.
 
-    `initial` holds the adapter as it was before training, for one whose init changed the base: what is
-    saved then is the difference, an adapter of twice the rank that fits the base as it was.
+    `initial` is the folder of the adapter before training, if its init changed the base. Then the difference is saved:
+    an adapter of twice the rank that fits the original base.
     """
-    conversion = {"path_initial_model_for_weight_conversion": str(initial)} if initial else {}
-    # LoRA leaves the embeddings as they are; saved with it, they would be looked up on the hub.
-    model.save_pretrained(folder, save_embedding_layers=False, **conversion)
+    # LoRA does not change the embeddings; to save them, PEFT would look the model up on the hub.
+    model.save_pretrained(
+        folder,
+        save_embedding_layers=False,
+        path_initial_model_for_weight_conversion=str(initial) if initial else None,
+    )
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    for key, value in config.items():  # PEFT writes sets, in an order of the moment
+    for key, value in config.items():  # PEFT writes sets in a random order
         if isinstance(value, list) and all(isinstance(one, str) for one in value):
             config[key] = sorted(value)
     write_json(path, config)

@@ -1,4 +1,4 @@
-"""How the learning rate goes from step to step."""
+"""The learning rate at each step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 def learning_rate_factor(
     schedule: Literal["cosine", "linear", "constant"], warmup_ratio: float, step: int, steps: int
 ) -> float:
-    """The factor of the peak at `step` (from 0) of `steps`: a linear warm-up, then as `schedule` says."""
+    """Return the share of the peak rate at `step` (from 0) of `steps`: a linear warm-up, then `schedule`."""
     warmup = round(warmup_ratio * steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -98,7 +98,7 @@ MISTAKES = {
     "a base shared out to one process": (
         "fsdp: false ",
         "fsdp: true ",
-        "profiles.smollm2.train: fsdp shares the base model among processes, and processes is 1",
+        "profiles.smollm2.train: fsdp: expected processes of 2 or more, got 1",
     ),
     "a hash that is none": ("weights_sha256: 6e60", "weights_sha256: 6e6", "profiles.tinyllama.model.weights_sha256"),
     "a key twice": ("  seed: 42", "  max_length: 1\n  seed: 42", 'found duplicate key "max_length"'),

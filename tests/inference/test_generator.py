@@ -18,7 +18,7 @@ from howto.inference.generator import Generator
 from howto.inference.kv_cache import OneRowCache
 from howto.inference.references import MAX_TOKENS, _batches
 from howto.modeling.collate import Example
-from howto.modeling.distributed.process_group import Group
+from howto.modeling.distributed.process_group import ProcessGroup
 from howto.modeling.prompt import completion_ids, prompt_ids
 from stages.infer import answer_rows
 from tests.inference.test_sampling import decoding_params
@@ -44,7 +44,7 @@ def test_log_probabilities_of_references_are_those_of_the_models_own_forward_pas
         of._cache = OneRowCache(of._model)
     plain = AutoModelForCausalLM.from_pretrained(finished / "models/base").eval()
     encoded = [of.encode(row) for row in rows]
-    found = of.reference_log_probabilities(encoded, Group())
+    found = of.reference_log_probabilities(encoded, ProcessGroup(torch.device("cpu")))
     for row, one in zip(rows, encoded, strict=True):
         prompt = prompt_ids(of.tokenizer, row.instruction, row.input)
         completion = completion_ids(of.tokenizer, row.instruction, row.input, row.output)
@@ -69,7 +69,7 @@ def test_a_too_long_context_is_shortened_and_a_too_long_intent_gets_an_empty_ans
     assert encoded.prompt == [] and not encoded.is_shortened
     (answer,) = of.generate([Request(encoded)])
     assert (answer.text, answer.stop, answer.new_tokens) == ("", "too_long", 0)
-    assert of.reference_log_probabilities([encoded], Group()) == {}
+    assert of.reference_log_probabilities([encoded], ProcessGroup(torch.device("cpu"))) == {}
 
 
 def test_references_are_scored_a_bounded_number_of_tokens_at_once() -> None:
@@ -99,14 +99,14 @@ def test_predictions_of_several_seeds_are_row_by_row_and_resume_from_any_log(
     finished: Path, rows: list[Row], tmp_path: Path
 ) -> None:
     of, seeds = generator(finished, temperature=1.0, seeds=[10, 20]), [10, 20]
-    predictions = answer_rows(of, rows, seeds, tmp_path, Group())
+    predictions = answer_rows(of, rows, seeds, tmp_path, ProcessGroup(torch.device("cpu")))
     assert [(one.id, one.seed) for one in predictions] == [(row.id, seed) for row in rows for seed in seeds]
     assert sum(a.text != b.text for a, b in zip(predictions[::2], predictions[1::2], strict=True)) > 3
     log = tmp_path / "answers.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[:5]) + lines[5][:-3])  # cut by a kill
     (tmp_path / "answers-3.jsonl").write_bytes(b"".join(lines[9:12]))  # of one process of several
-    assert answer_rows(of, rows, seeds, tmp_path, Group()) == predictions
+    assert answer_rows(of, rows, seeds, tmp_path, ProcessGroup(torch.device("cpu"))) == predictions
     assert log.read_bytes().count(b"\n") == len(lines) - 3
 
 

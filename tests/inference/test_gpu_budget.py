@@ -22,7 +22,7 @@ import howto.inference.kv_cache
 from howto.inference.generator import use_unmerged_adapter
 from howto.inference.kv_cache import ATTENTION, KVCache, _attention
 from howto.modeling.fused_lora import _fused_norm
-from howto.modeling.grouped_lora import Groups
+from howto.modeling.grouped_lora import GroupedLora
 from tests.support.kernel_count import KernelCount, PretendGpu, size_in_bytes
 
 ROWS, REACH = 256, 512
@@ -50,7 +50,7 @@ def tinyllama(*, adapter: bool = False) -> PreTrainedModel:
         use_unmerged_adapter(get_peft_model(model, lora), torch.bfloat16, [0])
         with torch.device("meta"):
             sample = {"input_ids": torch.ones(1, 4).long(), "attention_mask": torch.ones(1, 1, 4, 4)}
-            Groups(model.get_decoder(), sample)
+            GroupedLora(model.get_decoder(), sample)
     for module in model.modules():
         if isinstance(module, LlamaRMSNorm):  # as `use_fused_norms` does, which compares numbers
             module.forward = MethodType(_fused_norm, module)

@@ -1,4 +1,4 @@
-"""How many processes run where is told by torchrun's own variables, and a mistake in them is one line."""
+"""torchrun's variables say how many processes run where, and a mistake in them is one line."""
 
 from __future__ import annotations
 
@@ -6,52 +6,43 @@ from pathlib import Path
 
 import pytest
 
+import stages.train
 from howto.core.errors import UserError
-from howto.modeling.distributed.launch import hosts, is_in_a_group, launch, on_this_host
-from tests.conftest import run_stage
+from howto.modeling.distributed.launch import host_count, in_process_group, launch, processes_per_host
+from tests.support.in_process import run_here
 
 
-def test_processes_are_dealt_evenly_to_the_hosts_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert hosts() == 1 and on_this_host(3, "train.processes") == 3
-    monkeypatch.setenv("PET_NNODES", "2")
-    assert on_this_host(8, "train.processes") == 4
-    with pytest.raises(UserError, match=r"train\.processes is 3, which cannot be dealt evenly to 2 hosts"):
-        on_this_host(3, "train.processes")
-
-
-def test_a_host_of_several_does_not_set_out_alone(
-    tmp_path: Path, small_params: str, monkeypatch: pytest.MonkeyPatch
+def test_hosts_get_equal_numbers_of_processes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_params: str
 ) -> None:
+    assert host_count() == 1 and processes_per_host(3, "train.processes") == 3
+    monkeypatch.setenv("PET_NNODES", "2")
+    assert processes_per_host(8, "train.processes") == 4
     (tmp_path / "params.yaml").write_text(small_params, encoding="utf-8")
-    for name, value in {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "10.255.0.1"}.items():
-        monkeypatch.setenv(name, value)
-    done = run_stage(tmp_path, "stages.train")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "is 1, which cannot be dealt evenly to 2 hosts (PET_NNODES)" in done.stderr
+    done = run_here(stages.train.main, tmp_path)  # with processes: 1
+    assert done.returncode == 1
+    assert "train.processes: expected a multiple of 2 hosts (PET_NNODES), got 1" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["PET_NNODES", "PET_NODE_RANK", "PET_MASTER_PORT"])
-def test_a_variable_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_variable_that_is_not_a_number_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "1:2")
-    with pytest.raises(UserError, match=f"{name} is '1:2' in the environment; a whole number is wanted"):
-        hosts()
+    with pytest.raises(UserError, match=f"{name}: expected a whole number, got '1:2'"):
+        host_count()
 
 
-def test_half_of_a_group_is_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not is_in_a_group()
-    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")  # some machines set it for all
-    assert not is_in_a_group()
+def test_a_group_needs_all_of_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not in_process_group()
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")  # some machines set it for all programs
+    assert not in_process_group()
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(UserError, match="but not WORLD_SIZE, LOCAL_RANK, MASTER_PORT"):
-        is_in_a_group()
+    with pytest.raises(UserError, match="expected WORLD_SIZE, LOCAL_RANK, MASTER_PORT"):
+        in_process_group()
 
 
 def test_hosts_that_do_not_meet_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "127.0.0.1"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PET_MASTER_PORT", "1")
+    for name, value in {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(f"PET_{name}", value)
     monkeypatch.setenv("PET_RDZV_CONF", "timeout=1")
-    with pytest.raises(UserError) as stop:
+    with pytest.raises(UserError, match=r"^torchrun: cannot start stages.train at 127.0.0.1:1: .*$"):
         launch("stages.train", [], 1)
-    message = str(stop.value)
-    assert message.startswith("torchrun: stages.train could not be started at 127.0.0.1:1: ") and "\n" not in message

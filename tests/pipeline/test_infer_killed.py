@@ -122,7 +122,7 @@ def test_params_that_are_edited_while_it_runs_are_an_error_at_its_end_and_no_ans
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert errors == (
-        "error: params.yaml (infer.max_new_tokens): changed while the stage ran; nothing was kept, run it again\n"
+        "error: params.yaml (infer.max_new_tokens): changed while the stage ran. Nothing was kept. Run it again.\n"
     )
     assert not (folder / PREDICTIONS).exists() and not list(folder.rglob("*.part"))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.two_hosts import ADAPTER, STAGE, Host, both, can_be_made, ended, two_hosts, wait_for_a_checkpoint
-from howto.modeling.distributed.launch import FAILED
+from howto.modeling.distributed.launch import PEER_FAILED
 from tests.conftest import ROOT
 from tests.support.in_process import edit_params
 
@@ -41,11 +41,11 @@ def test_a_host_that_is_lost_ends_the_other_and_the_next_run_ends_with_the_bytes
         hosts[1].kill()
         ended(processes[:1], time.monotonic())
         assert processes[0].returncode == 1
-        assert [line for line in hosts[0].said() if "error" in line] == [f"error: {FAILED}"]
+        assert [line for line in hosts[0].said() if "error" in line] == [f"error: {PEER_FAILED}"]
         assert not (folders[0] / ADAPTER).exists()
         processes[1].wait()
         run(hosts)
-    assert any("went on from step" in line for line in hosts[0].said())
+    assert any("resumed from step" in line for line in hosts[0].said())
     assert (folders[0] / ADAPTER).read_bytes() == (by_two / ADAPTER).read_bytes()
     assert not (folders[1] / ADAPTER).exists()  # only the first one writes
     assert not list(folders[0].glob("models/checkpoints/*"))
@@ -59,4 +59,4 @@ def test_a_host_with_other_inputs_stops_with_a_line_that_names_them(folders: tup
     assert [process.returncode for process in processes] == [1, 1]
     (line,) = [line for line in hosts[1].said() if "error" in line]
     assert line.startswith("error: params.yaml (train.seed): not as on the first host")
-    assert [line for line in hosts[0].said() if "error" in line] == [f"error: {FAILED}"]
+    assert [line for line in hosts[0].said() if "error" in line] == [f"error: {PEER_FAILED}"]

@@ -1,6 +1,6 @@
 """Print the hash of what each operation of the pipeline computes, two training steps and a few answers, as JSON.
 
-test_portable.py runs it on this CPU and on emulated ones. The sizes are odd, so that each kernel's ends are used.
+test_instruction_set.py runs it on this CPU and on emulated ones. Sizes are odd, so that each kernel's ends are used.
 """
 
 from __future__ import annotations
@@ -9,29 +9,26 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from howto.core.config import Params
 from howto.inference.config import Infer
 from howto.modeling.config import Machine, ProfileMachine
 from howto.modeling.torch_setup import set_up_torch
 from howto.params import read_params
-from howto.training.config import ProfileTrain, Train
 
-VOCABULARY = 211
-ROOT = Path(__file__).parents[2]
+PARAMS = read_params(Path(__file__).parents[2] / "params.yaml")
+Results = Iterator[tuple[str, Any]]
 
 
 def main() -> None:
     """Print the hashes, and on standard error how long each part takes."""
-    params = read_params(ROOT / "params.yaml")
-    set_up_torch(params.section(Machine), ProfileMachine(device="cpu", precision="float32"))
+    set_up_torch(PARAMS.section(Machine), ProfileMachine(device="cpu", precision="float32"))
     found = {}
     for part in (products, functions, attention, training_and_answers, evaluation):
         start = time.monotonic()
-        for name, value in part(params):
+        for name, value in part():
             found[name] = hashlib.sha256(as_bytes(value)).hexdigest()[:16]
         print(f"{part.__name__}: {time.monotonic() - start:.1f} s", file=sys.stderr)
     print(json.dumps(found))
@@ -54,12 +51,11 @@ def numbers(*shape: int) -> Any:
     return torch.from_numpy((raw.astype(np.float32) * 2.0**-24 - 0.5).reshape(shape))
 
 
-def products(_: Params) -> Iterator[tuple[str, Any]]:
-    """The products of a LoRA layer and of the output head, forward and backward, small and large."""
+def products() -> Results:
+    """Compute the products of a LoRA layer and of the output head, forward and backward, small and large."""
     import torch
 
-    sizes = ((301, 145, 417), (37, 1537, 192), (1, 145, 417), (120, 96, 1031), (5, 1, 3))
-    for tokens, size_in, size_out in sizes:
+    for tokens, size_in, size_out in ((301, 145, 417), (37, 1537, 192), (1, 145, 417), (120, 96, 1031), (5, 1, 3)):
         x, weight, grad = numbers(tokens, size_in), numbers(size_out, size_in), numbers(tokens, size_out)
         a, b = numbers(8, size_in), numbers(size_out, 8)
         shape = f"{tokens} x {size_in} x {size_out}"
@@ -74,34 +70,28 @@ def products(_: Params) -> Iterator[tuple[str, Any]]:
     yield "bmm, transposed", numbers(3, 71, 65) @ numbers(3, 33, 65).transpose(1, 2)
 
 
-def functions(_: Params) -> Iterator[tuple[str, Any]]:
-    """Functions of single numbers, and sums."""
+def functions() -> Results:
+    """Compute functions of single numbers, sums and random numbers."""
     import numpy as np
     import torch
-    from torch.nn import functional
 
     x = numbers(97, 1031)
-    wanted: dict[str, Callable[[], Any]] = {
-        "exp": x.exp,
-        "log": (x + 0.75).log,
-        "silu": lambda: functional.silu(x),
-        "sigmoid": x.sigmoid,
-        "softmax": lambda: torch.softmax(x * 20, dim=1),
-        "log softmax": lambda: torch.log_softmax(x * 20, dim=1),
-        "softmax, float64": lambda: torch.softmax(x * 20, dim=1, dtype=torch.float64).cumsum(dim=1),
-        "logsumexp": lambda: (x * 20).logsumexp(dim=1),
-        "rms norm": lambda: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
-        "sum": x.sum,
-        "mean of columns": lambda: x.mean(dim=0),
-        "norm": lambda: torch.linalg.vector_norm(x),
-        "sin": (x * 100).sin,
-        "cos": (x * 100).cos,
-        "normal": lambda: torch.randn(51, 33, generator=torch.Generator().manual_seed(0)),
-        "uniform": lambda: torch.rand(51, 33, generator=torch.Generator().manual_seed(0)),
-        "topk": lambda: torch.cat([part.double() for part in x.topk(2)]),
-    }
-    for name, compute in wanted.items():
-        yield name, compute()
+    for name in ("exp", "sigmoid", "sum"):
+        yield name, getattr(x, name)()
+    yield "log", (x + 0.75).log()
+    yield "silu", torch.nn.functional.silu(x)
+    yield "softmax", torch.softmax(x * 20, dim=1)
+    yield "log softmax", torch.log_softmax(x * 20, dim=1)
+    yield "softmax, float64", torch.softmax(x * 20, dim=1, dtype=torch.float64).cumsum(dim=1)
+    yield "logsumexp", (x * 20).logsumexp(dim=1)
+    yield "rms norm", x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+    yield "mean of columns", x.mean(dim=0)
+    yield "norm", torch.linalg.vector_norm(x)
+    yield "sin", (x * 100).sin()
+    yield "cos", (x * 100).cos()
+    yield "normal", torch.randn(51, 33, generator=torch.Generator().manual_seed(0))
+    yield "uniform", torch.rand(51, 33, generator=torch.Generator().manual_seed(0))
+    yield "topk", torch.cat([part.double() for part in x.topk(2)])
     array = x.numpy().astype(np.float64)
     for kind in (np.float32, np.float64):
         some = array.astype(kind)
@@ -114,25 +104,21 @@ def functions(_: Params) -> Iterator[tuple[str, Any]]:
     yield "NumPy's normal numbers", torch.from_numpy(np.random.default_rng(0).normal(size=1000))
 
 
-def attention(_: Params) -> Iterator[tuple[str, Any]]:
-    """Of rows in a pack, with its gradient; of a decode step; of the model's own."""
+def attention() -> Results:
+    """Compute attention of rows in a pack, with its gradient; of a decode step; of the model's own."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     from howto.modeling.packed_attention import packed_attention
 
-    for ends, longest in (([0, 37, 90, 101], 53), ([7, 37, 90], 60)):
-        length = ends[-1]
-        query, key, value = numbers(1, 9, length, 24), numbers(1, 3, length, 24), numbers(1, 3, length, 24)
-        for tensor in (query, key, value):
-            tensor.requires_grad_()
-        rows = torch.tensor(ends, dtype=torch.int32)
-        attended = packed_attention(
-            torch.nn.Identity(), query, key, value, None, row_ends=rows, longest_row=longest, scaling=0.2
-        )[0]
+    for ends in ([0, 37, 90, 101], [7, 37, 90]):
+        parts = [numbers(1, heads, ends[-1], 24).requires_grad_() for heads in (9, 3, 3)]
+        rows = {"row_ends": torch.tensor(ends, dtype=torch.int32), "longest_row": 60}
+        attend: Any = packed_attention
+        attended = attend(torch.nn.Identity(), *parts, None, **rows, scaling=0.2)[0]
         yield f"attention of {ends}", attended
         torch.autograd.backward(attended.square().sum())
-        for name, tensor in (("query", query), ("key", key), ("value", value)):
+        for name, tensor in zip(("query", "key", "value"), parts, strict=True):
             yield f"attention of {ends}, gradient of {name}", tensor.grad
     query, key, value = numbers(11, 3, 3, 24), numbers(11, 3, 67, 24), numbers(11, 3, 67, 24)
     visible = (torch.arange(67) <= torch.arange(50, 61)[:, None])[:, None, None]
@@ -140,73 +126,50 @@ def attention(_: Params) -> Iterator[tuple[str, Any]]:
     yield "attention of one row", scaled_dot_product_attention(query, key[:, :, :3], value[:, :, :3], is_causal=True)
 
 
-class Tokens:
-    """A tokenizer as far as a decoder needs one."""
+def training_and_answers() -> Results:
+    """Take two steps with dropout; compute greedy and sampled answers, and log-probabilities of references."""
+    from types import SimpleNamespace
 
-    eos_token_id = 2
-
-    @staticmethod
-    def decode(tokens: list[int], **_: Any) -> str:
-        """Return the ids themselves."""
-        return " ".join(map(str, tokens))
-
-
-def training_and_answers(params: Params) -> Iterator[tuple[str, Any]]:
-    """Two steps with dropout, greedy and sampled answers of what they gave, log-probabilities of references."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from howto.inference.decoder import Decoder, Request
     from howto.inference.kv_cache import KVCache, use_kv_cache
     from howto.inference.references import mean_log_probabilities
-    from howto.modeling.collate import Example
-    from howto.modeling.distributed.process_group import Group
+    from howto.modeling.distributed.process_group import ProcessGroup
     from howto.training.forward import Engine
-    from howto.training.lora import add_adapter, trained_weights
+    from howto.training.lora import trained_weights
     from howto.training.trainer import Trainer
+    from tests.support.models import SHARED, adapted, example_rows, train_profile
 
     torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=60,
-        intermediate_size=92,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-    )
-    base = LlamaForCausalLM(config)
-    ids = [int(one) for one in (numbers(1000) + 0.5) * (VOCABULARY - 4) + 3]
-    places = [(at, at % 13 + 9, at % 29 + 5) for at in range(0, 900, 70)]
-    rows = [Example(str(at), ids[at : at + one], [*ids[at + one : at + one + two], 2]) for at, one, two in places]
-    shared = params.section(Train)
-    profile = params.section(ProfileTrain).model_copy(
-        update={"steps": 2, "epochs": None, "batch_size": 7, "micro_batch_size": 3}
-    )
-    model = add_adapter(base, shared.lora, Path("base"))
-    curve = Trainer(Engine(model, rows, shared, profile, 2), rows[:-2], rows[-2:], shared, profile).run()
+    sizes = {"hidden_size": 60, "intermediate_size": 92, "num_hidden_layers": 2, "num_attention_heads": 6}
+    settings = {"vocab_size": 211, "num_key_value_heads": 2, "initializer_range": 0.2, "tie_word_embeddings": True}
+    model = adapted(LlamaForCausalLM(LlamaConfig(**sizes, **settings)))
+    rows, profile = example_rows(15)[2:], train_profile(steps=2, batch_size=6, micro_batch_size=3)
+    curve = Trainer(Engine(model, rows, SHARED, profile, 2), rows[:-2], rows[-2:], SHARED, profile).run()
     for name, weight in trained_weights(model).items():
         yield f"adapter, {name.split('.layers.')[-1]}", weight
     yield "losses", (curve.train, curve.validation)
     merged = model.merge_and_unload().requires_grad_(False).eval()
     merged.set_attn_implementation("sdpa")
-    infer = params.section(Infer).model_copy(update={"max_new_tokens": 12})
+    infer = PARAMS.section(Infer).model_copy(update={"max_new_tokens": 12})
     with torch.inference_mode():
         yield "logits", merged(input_ids=torch.tensor([rows[1].prompt]), use_cache=False).logits
         yield "the KV cache is used", use_kv_cache(merged, rows[0].prompt)
     requests = [Request(row) for row in rows]
+    tokenizer = SimpleNamespace(eos_token_id=2, decode=lambda tokens, **_: str(tokens))
     for temperature in (0.0, 1.0):
         decoding = infer.model_copy(update={"temperature": temperature, "top_p": 0.9 if temperature else 1.0})
         cache = KVCache(merged, 5, 64)
-        answers = Decoder(merged, cache, Tokens(), decoding).decode(requests)
+        answers = Decoder(merged, cache, tokenizer, decoding).decode(requests)
         yield f"answers at temperature {temperature}", sorted((one.request.row.id, one.text) for one in answers)
-        yield "log-probabilities of references", mean_log_probabilities(cache, rows, VOCABULARY, Group())
+        log_probabilities = mean_log_probabilities(cache, rows, 211, ProcessGroup(torch.device("cpu")))
+        yield "log-probabilities of references", log_probabilities
 
 
-def evaluation(_: Params) -> Iterator[tuple[str, Any]]:
-    """Intervals, p-value and the nearest training rows."""
+def evaluation() -> Results:
+    """Compute intervals, a p-value and the nearest training rows."""
     from howto.evaluation.baselines import nearest_rows
     from howto.evaluation.significance import bootstrap_interval, permutation_p_value
 

@@ -1,6 +1,6 @@
 """A tiny chat model and a few rows, both made in seconds: what the tests run the stages on.
 
-The rows ask how to do a simple job with a thing, and the answers are three short steps. The model has learnt to answer
+The rows ask how to do a simple job with a thing, and the answers are three short steps. The model has learned to answer
 such questions, more often in prose than in steps. So its answers differ from row to row and end, and a few optimizer
 steps teach it to prefer steps.
 """
@@ -76,39 +76,21 @@ def write_model(folder: Path) -> None:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
+    control_tokens, alphabet = ["<unk>", "<s>", "</s>"], pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<unk>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=VOCABULARY, special_tokens=control_tokens, initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator([*texts, INSTRUCTION, *["<|system|>\n<|user|>\n<|assistant|>\n"] * 100], trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-        clean_up_tokenization_spaces=False,
-        model_max_length=POSITIONS,
-    )
+    tokens = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    settings = {"clean_up_tokenization_spaces": False, "model_max_length": POSITIONS}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, **tokens, **settings)
     tokenizer.chat_template = CHAT_TEMPLATE
     torch.manual_seed(7)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=48,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=POSITIONS,
-            initializer_range=0.1,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
+    sizes = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": POSITIONS}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, **ids, initializer_range=0.1))
     _train(model, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

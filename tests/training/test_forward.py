@@ -1,8 +1,7 @@
-"""What replaces the model's own forward pass is compared with it first, and refused if it gives something else."""
+"""What replaces the model's own forward pass is compared with it first, and refused if it differs."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,76 +9,80 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 
+import howto.modeling.packed_attention
 import howto.training.forward
 from howto.core.errors import UserError
 from howto.modeling.collate import collate, pack
-from howto.modeling.fused_lora import OF_STATES, Dropout, distance
-from howto.params import read_params
-from howto.training.config import Train
-from howto.training.forward import Engine, nonzero_adapter, response_states
-from howto.training.lora import add_adapter, trained_weights
+from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, LoraDropout, relative_error
+from howto.training.forward import Engine, response_states
+from howto.training.lora import trained_weights
 from howto.training.loss import response_loss
-from tests.support.models import llama
-from tests.training.test_compiled_layers import PARAMS, PROFILE, rows
+from tests.support.models import SHARED, adapted, example_rows, llama, train_profile
 
 CPU = torch.device("cpu")
 
 
-def adapted(dtype: torch.dtype = torch.float32) -> PeftModel:
-    shared = read_params(PARAMS).section(Train)
-    return add_adapter(llama(50, key_value_heads=2).to(dtype), shared.lora, Path("base"))
+def model(dtype: torch.dtype = torch.float32) -> PeftModel:
+    return adapted(llama(50, key_value_heads=2).to(dtype)).eval()
 
 
-def engine(model: PeftModel) -> Engine:
-    return Engine(model, rows(12), read_params(PARAMS).section(Train), PROFILE, 0)
+def make_engine(model: PeftModel) -> Engine:
+    return Engine(model, example_rows(12), SHARED, train_profile(), pad=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_rounding_is_far_below_the_limit_and_a_leaking_mask_far_above(dtype: torch.dtype) -> None:
-    model, eight = adapted(dtype), rows(12)[2:10]
-    base = model.get_base_model()
-    alone = response_states(base, [collate([row], 0, CPU) for row in eight])
+def test_rounding_is_far_below_the_tolerance_and_a_leaking_mask_far_above(dtype: torch.dtype) -> None:
+    adapted_model, rows = model(dtype), example_rows(12)[2:10]
+    base = adapted_model.get_base_model()
+    expected = response_states(base, [collate([row], 0, CPU) for row in rows])
     step = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-24
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weight in base.parameters():  # each number to one of its neighbours
+        for weight in base.parameters():  # each number becomes one of its neighbours
             weight.mul_(1 + step * (2 * torch.randint(2, weight.shape, generator=generator) - 1).to(dtype))
-    packed, made = pack(eight, CPU), engine(model)
-    assert 0 < distance(response_states(made.base, [packed]), alone) < OF_STATES[dtype]
-    assert packed.ends is not None
-    packed.ends[1:-1] = 0  # one row as long as the pack
-    assert distance(response_states(made.base, [packed]), alone) > 5 * OF_STATES[torch.bfloat16]
+    packed, engine = pack(rows, CPU), make_engine(adapted_model)
+    assert 0 < relative_error(response_states(engine.base, [packed]), expected) < HIDDEN_STATE_TOLERANCE[dtype]
+    assert packed.row_ends is not None
+    packed.row_ends[1:-1] = 0  # one row as long as the pack
+    leaking = relative_error(response_states(engine.base, [packed]), expected)
+    assert leaking > 5 * HIDDEN_STATE_TOLERANCE[torch.bfloat16]
 
 
-def test_adapters_that_are_left_out_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without(model: torch.nn.Module, rate: float) -> Dropout:
+def test_a_model_whose_rows_cannot_be_packed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaky(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> Any:
+        attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        return attended.transpose(1, 2), None
+
+    monkeypatch.setattr(howto.modeling.packed_attention, "packed_attention", leaky)
+    with pytest.raises(UserError, match=r"train.packing: LlamaForCausalLM does not support packed"):
+        make_engine(model())
+
+
+def test_lora_layers_that_compute_something_else_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_adapter(model: torch.nn.Module, rate: float) -> LoraDropout:
         for module in model.modules():
             if isinstance(module, LoraLinear):
                 module.forward = module.base_layer.forward
-        return Dropout(rate)
+        return LoraDropout(rate)
 
-    monkeypatch.setattr(howto.training.forward, "use_lean_layers", without)
-    with pytest.raises(UserError, match="adapters"):
-        engine(adapted())
+    monkeypatch.setattr(howto.training.forward, "use_fused_lora", without_adapter)
+    with pytest.raises(UserError, match="LoRA layers"):
+        make_engine(model())
 
 
-def test_a_loss_that_is_another_is_computed_by_the_model_itself(
+def test_if_the_fused_loss_differs_the_model_computes_the_loss(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-
     def half(*arguments: Any, fused: bool = True, **more: Any) -> torch.Tensor:
         return response_loss(*arguments, fused=fused, **more) * (0.5 if fused else 1.0)
 
     monkeypatch.setattr(howto.training.forward, "response_loss", half)
-    assert not engine(adapted())._fused
+    assert not make_engine(model()).has_fused_loss
     assert "slower" in capsys.readouterr().err
 
 
-def test_the_adapter_is_afterwards_what_it_was_before() -> None:
-    model = adapted()
-    before = {name: weight.detach().clone() for name, weight in trained_weights(model).items()}
-    with nonzero_adapter(model):
-        assert all(weight.any() for weight in trained_weights(model).values())
-    engine(model)
-    for name, weight in trained_weights(model).items():
-        assert torch.equal(weight, before[name])
+def test_the_checks_leave_the_adapter_as_it_was() -> None:
+    adapted_model = model()
+    before = {name: weight.detach().clone() for name, weight in trained_weights(adapted_model).items()}
+    make_engine(adapted_model)
+    assert all(torch.equal(weight, before[name]) for name, weight in trained_weights(adapted_model).items())

@@ -1,1 +1,1 @@
-"""Several processes that share the work of a stage."""
+"""Several processes that share the work of a stage, on one host or several."""

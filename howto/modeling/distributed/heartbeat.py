@@ -1,7 +1,7 @@
-"""Signs of life that processes on several hosts give each other.
+"""Heartbeats between processes on several hosts.
 
-Where a process ends, the operating system tells those that it was connected with. Where a host loses its power or its
-network nobody tells, and a process that waits for another one would wait for very long.
+If a process ends, the operating system tells its peers. If a host loses power or its network, no message comes, and the
+other hosts would wait for very long.
 """
 
 from __future__ import annotations
@@ -17,53 +17,53 @@ from datetime import timedelta
 from torch.distributed.rendezvous import rendezvous
 
 from howto.core.process import RANK
-from howto.modeling.distributed.launch import FAILED, LOST
+from howto.modeling.distributed.launch import PEER_FAILED, PEER_FAILED_STATUS
 
-BEAT = 5.0  # seconds between two signs of life
-SILENCE = 60.0  # seconds after which a process that gave none is given up
-START = 600.0  # seconds that it may take to the first one
+INTERVAL = 5.0  # seconds between two heartbeats
+TIMEOUT = 60.0  # seconds without a heartbeat until a process counts as lost
+STARTUP_TIMEOUT = 600.0  # seconds until the first heartbeat
 
 
 @contextmanager
-def pulse(rank: int, size: int) -> Iterator[None]:
-    """While the block runs, end this process if another one of the group has been silent for long."""
-    ended = threading.Event()
-    heard = [time.monotonic() + START - SILENCE]
-    # One thread may be stuck in a call that nobody answers, so another one looks at the time.
-    for work in (_beat, _watch):
-        threading.Thread(target=work, args=(ended, heard, rank, size), daemon=True).start()
+def heartbeat(rank: int, size: int) -> Iterator[None]:
+    """Send heartbeats while the block runs, and end this process if another one's stop."""
+    stopped = threading.Event()
+    last_heard = [time.monotonic() + STARTUP_TIMEOUT - TIMEOUT]  # of the process that was silent for longest
+    # `_exchange` may hang in a call that gets no answer, so the clock is watched by another thread.
+    for target, arguments in ((_exchange, (stopped, last_heard, rank, size)), (_watch, (stopped, last_heard))):
+        threading.Thread(target=target, args=arguments, daemon=True).start()
     try:
         yield
     finally:
-        ended.set()
+        stopped.set()
 
 
-def _beat(ended: threading.Event, heard: list[float], rank: int, size: int) -> None:
-    """Give signs, and note in `heard` when each of the others had last given a new one."""
-    last: dict[str, tuple[bytes, float]] = {}
+def _exchange(stopped: threading.Event, last_heard: list[float], rank: int, size: int) -> None:
+    """Count up a number in the store, and note when the numbers of the others last changed."""
+    seen: dict[str, tuple[bytes, float]] = {}
     count = 0
-    while not ended.is_set():
+    peers = [f"heartbeat/{number}" for number in range(size) if number != rank]
+    while not stopped.is_set():
         try:
-            # A connection of its own: the group's may be waiting for something.
-            store, _, _ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=SILENCE)))
-            others = [f"pulse/{number}" for number in range(size) if number != rank]
+            # A connection of its own: the group's may be blocked.
+            store, _, _ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=TIMEOUT)))
             while True:
                 count += 1
-                store.set(f"pulse/{rank}", str(count))
+                store.set(f"heartbeat/{rank}", str(count))
                 now = time.monotonic()
-                for name, value in zip(others, store.multi_get(others), strict=True):
-                    if name not in last or last[name][0] != value:
-                        last[name] = value, now
-                heard[0] = min(moment for _, moment in last.values())
-                if ended.wait(BEAT):
+                for peer, value in zip(peers, store.multi_get(peers), strict=True):
+                    if peer not in seen or seen[peer][0] != value:
+                        seen[peer] = value, now
+                last_heard[0] = min(moment for _, moment in seen.values())
+                if stopped.wait(INTERVAL):
                     return
-        except RuntimeError:  # no answer: another try, until the time is over
-            ended.wait(1.0)
+        except RuntimeError:  # no answer: try again until `_watch` ends the process
+            stopped.wait(1.0)
 
 
-def _watch(ended: threading.Event, heard: list[float], _: int, __: int) -> None:
-    while not ended.wait(1.0):
-        if time.monotonic() - heard[0] > SILENCE:
-            if RANK not in os.environ:  # nobody is there to say it for this process
-                print(f"error: {FAILED}", file=sys.stderr, flush=True)
-            os._exit(LOST)
+def _watch(stopped: threading.Event, last_heard: list[float]) -> None:
+    while not stopped.wait(1.0):
+        if time.monotonic() - last_heard[0] > TIMEOUT:
+            if RANK not in os.environ:  # else the process that started this one prints the line
+                print(f"error: {PEER_FAILED}", file=sys.stderr, flush=True)
+            os._exit(PEER_FAILED_STATUS)

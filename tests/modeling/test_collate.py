@@ -1,0 +1,62 @@
+"""Only the response is learned, rows in a batch are independent, and answers are never cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from howto.core.schema import Row, read_rows
+from howto.modeling.collate import collate, encode, pack, steps_of_epoch
+from howto.modeling.loading import load_tokenizer
+from tests.support.models import example_rows
+
+CPU = torch.device("cpu")
+ROWS = example_rows(12)
+
+
+def test_labels_are_the_response_and_not_the_padding() -> None:
+    batch = collate(ROWS, ROWS[0].completion[-1], CPU)  # padding of a token that is also a label
+    length = batch.input_ids.shape[1]
+    expected = [
+        length * n + position - 1 for n, row in enumerate(ROWS) for position in range(len(row.prompt), len(row))
+    ]
+    assert batch.label_positions.tolist() == expected
+    assert batch.labels.tolist() == [token for row in ROWS for token in row.completion]
+
+
+@pytest.mark.parametrize(("share_prefix", "multiple"), [(False, 1), (True, 1), (False, 128)])
+def test_labels_of_a_pack_are_those_of_its_rows(share_prefix: bool, multiple: int) -> None:
+    packed = pack(ROWS, CPU, share_prefix=share_prefix, multiple=multiple)
+    ids = packed.input_ids.flatten().tolist()
+    assert len(ids) % multiple == 0
+    assert packed.labels.tolist() == [token for row in ROWS for token in row.completion]
+    assert [ids[position + 1] for position in packed.label_positions.tolist()] == packed.labels.tolist()
+
+
+def test_an_epoch_has_every_row_once_in_an_order_drawn_from_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[str]:
+        steps = list(steps_of_epoch(ROWS, 5, seed, epoch))
+        assert [len(rows) for rows in steps] == [5, 5, 2]
+        return [row.id for rows in steps for row in rows]
+
+    orders = [order(42, 1), order(42, 2), order(43, 1)]
+    assert all(sorted(ids) == sorted(row.id for row in ROWS) for ids in orders)
+    assert len(set(map(tuple, orders))) == 3 and order(42, 1) == orders[0]
+
+
+def test_a_row_that_is_too_long_loses_context_or_is_left_out_and_keeps_its_answer(finished: Path) -> None:
+    tokenizer = load_tokenizer(finished / "models/base")
+    rows = read_rows(finished / "data/prepared/train.jsonl", Row)
+    full = {example.id: example for example in encode(tokenizer, rows, 100_000, shorten=False).examples}
+    limit = sorted(map(len, full.values()))[len(rows) // 2]
+    dropped, shortened = (encode(tokenizer, rows, limit, shorten=shorten) for shorten in (False, True))
+    assert not dropped.shortened and len(dropped.examples) + len(dropped.too_long) == len(rows)
+    assert shortened.shortened and len(shortened.examples) + len(shortened.too_long) == len(rows)
+    assert set(shortened.too_long) < set(dropped.too_long)
+    with_context = {row.id for row in rows if row.context}
+    for example in shortened.examples:
+        assert len(example) <= limit and example.completion == full[example.id].completion
+        is_cut = example.id in shortened.shortened
+        assert is_cut == (example.prompt != full[example.id].prompt) and (not is_cut or example.id in with_context)
