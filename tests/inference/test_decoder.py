@@ -337,7 +337,7 @@ def test_samples_of_several_seeds_stand_row_by_row(workplace: Path) -> None:
     assert [(p.id, p.seed) for p in predictions] == [(row.id, seed) for row in rows for seed in (10, 20)]
     done = run_stage(workplace, "stages.evaluate")
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((workplace / "metrics/metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((workplace / "metrics/evaluation.json").read_text(encoding="utf-8"))
     assert metrics["seeds"] == 2 and metrics["adapter"]["rougeL_seed_sd"] > 0
 
 

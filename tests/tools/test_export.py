@@ -142,7 +142,7 @@ def test_its_model_card_has_the_numbers_of_the_evaluation(exported: Path) -> Non
         "pipeline_tag": "text-generation",
     }
     card = (folder / "README.md").read_text(encoding="utf-8")
-    metrics = json.loads((exported / "metrics/metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((exported / "metrics/evaluation.json").read_text(encoding="utf-8"))
     assert f"on {metrics['rows']} held-out rows" in card
     for label, model in {"base model": "base", "this model": "adapter", "difference": "delta"}.items():
         score, low, high = (metrics[model][name] for name in ("rougeL", "rougeL_low", "rougeL_high"))
@@ -151,7 +151,7 @@ def test_its_model_card_has_the_numbers_of_the_evaluation(exported: Path) -> Non
 
 
 def test_a_card_without_an_evaluation_says_so_and_one_of_other_sources_names_them(workplace: Path) -> None:
-    (workplace / "metrics/metrics.json").write_text('{"rows": 3}', encoding="utf-8")
+    (workplace / "metrics/evaluation.json").write_text('{"rows": 3}', encoding="utf-8")
     (workplace / "dvc.lock").write_text("stages:\n  train: [", encoding="utf-8")
     path = workplace / "params.yaml"
     text = path.read_text(encoding="utf-8").replace("profile: smollm2", "profile: tinyllama", 1)
@@ -257,7 +257,7 @@ def wait_for_reader(pipe: Path, process: subprocess.Popen[bytes]) -> None:
 def test_one_that_is_killed_in_its_midst_leaves_the_older_one_and_the_next_takes_its_left_overs_away(
     workplace: Path,
 ) -> None:
-    metrics = workplace / "metrics/metrics.json"
+    metrics = workplace / "metrics/evaluation.json"
     score = metrics.read_bytes()
     assert export(workplace).returncode == 0
     before = hashes(workplace / "models/exported")
