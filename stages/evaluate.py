@@ -26,7 +26,7 @@ from howto.evaluation.plots import group_rows, slice_table, write_plots
 from howto.evaluation.predictions import MODELS, check_against_lock, read_predictions
 from howto.evaluation.report import Content, read_losses, write_report
 from howto.evaluation.results import side_by_side, write_results
-from howto.evaluation.scoring import RowTexts, score
+from howto.evaluation.scoring import score
 from howto.params import read_params
 
 
@@ -52,16 +52,7 @@ def evaluate(params: Params, config: Evaluate) -> None:
         check_against_lock(PREDICTIONS / f"{model}.jsonl", LOCK, decoding, params.path)
 
     baselines = baseline_answers(rows, train, seed=config.seed)
-    texts = [
-        RowTexts(
-            references=(row.output, *row.references),
-            prompt=row.input,
-            answers={model: [answer.text for answer in answers[model][number]] for model in MODELS},
-            baselines=baselines[number],
-        )
-        for number, row in enumerate(rows)
-    ]
-    scores = score(texts, use_stemmer=config.use_stemmer)
+    scores = score(rows, answers, baselines, use_stemmer=config.use_stemmer)
 
     evaluation = measure(rows, answers, scores, config)
     metrics = summarize(evaluation, TRAINING)

@@ -71,13 +71,8 @@ def check_against_lock(path: Path, lock: Path, values: dict[str, Any], params_pa
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, YAMLError):
         raise UserError(f"{lock}: damaged. Restore it from git.") from None
     again = f"Run `dvc repro infer@{path.stem}`."
-    if recorded and recorded != _md5(path):
+    if recorded and recorded != hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest():
         raise UserError(f"{path}: not the file that {lock} records; its model or params may differ. {again}")
     for key, value in values.items():
         if key in used and used[key] != value:
             raise UserError(f"{path}: made with other params than {params_path} has now ({key}). {again}")
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

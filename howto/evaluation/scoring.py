@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -13,21 +13,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from howto.core.errors import UserError
+from howto.core.schema import Row
 from howto.core.workers import map_in_order, usable_cores
+from howto.evaluation.predictions import Answers
 from howto.evaluation.rouge import KINDS, Rouge, Score
 
 BATCH = 256  # rows that a process scores at once
 PARALLEL_FROM = 4096  # answers; fewer are scored sooner than processes start
 NGRAM = 4  # words
-
-
-class RowTexts(NamedTuple):
-    """One row: its references, its prompt, and everything that is scored against the references."""
-
-    references: tuple[str, ...]
-    prompt: str
-    answers: dict[str, list[str]]  # of each model, one per seed
-    baselines: dict[str, str]
+Item = tuple[
+    Row, dict[str, list[str]], Mapping[str, str]
+]  # row, each model's answers (one per seed), baselines' answers
 
 
 class AnswerScores(NamedTuple):
@@ -79,16 +75,22 @@ class Scores:
     reference_words: NDArray[np.int64]
 
 
-def score(rows: Sequence[RowTexts], *, use_stemmer: bool) -> Scores:
-    """Score all rows, on all cores if there are many answers."""
-    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-    answers = sum(len(of_model) for row in rows for of_model in row.answers.values())
-    processes = usable_cores() if answers > PARALLEL_FROM else 1
-    results = chain.from_iterable(map_in_order(partial(_score_batch, use_stemmer=use_stemmer), batches, processes))
+def score(
+    rows: Sequence[Row], answers: Mapping[str, Answers], baselines: Sequence[Mapping[str, str]], *, use_stemmer: bool
+) -> Scores:
+    """Score each model's answers to `rows`, and the baselines' [rows], on all cores if there are many answers."""
+    items = [
+        (row, {model: [answer.text for answer in of_model[number]] for model, of_model in answers.items()}, baseline)
+        for number, (row, baseline) in enumerate(zip(rows, baselines, strict=True))
+    ]
+    batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
+    many = sum(len(of_row) for of_model in answers.values() for of_row in of_model) > PARALLEL_FROM
+    work = partial(_score_batch, use_stemmer=use_stemmer)
+    results = chain.from_iterable(map_in_order(work, batches, usable_cores() if many else 1))
     scored = list(tqdm(results, total=len(rows), desc="score", unit="row", disable=None))
     return Scores(
-        models={model: _stack([row.answers[model] for row in scored]) for model in rows[0].answers},
-        baselines={name: np.array([row.baselines[name] for row in scored]) for name in rows[0].baselines},
+        models={model: _stack([row.answers[model] for row in scored]) for model in answers},
+        baselines={name: np.array([row.baselines[name] for row in scored]) for name in baselines[0]},
         ceiling=np.array([row.ceiling for row in scored]),
         reference_words=np.array([row.reference_words for row in scored]),
     )
@@ -99,14 +101,14 @@ def _stack(rows: list[list[AnswerScores]]) -> ModelScores:
     return ModelScores(*(np.array([[a[field] for a in row] for row in rows], dtype=np.float64) for field in fields))
 
 
-def _score_batch(rows: Sequence[RowTexts], *, use_stemmer: bool) -> list[RowScores]:
+def _score_batch(items: Sequence[Item], *, use_stemmer: bool) -> list[RowScores]:
     rouge = Rouge(use_stemmer=use_stemmer)
-    return [score_row(rouge, row) for row in rows]
+    return [_score_row(rouge, *item) for item in items]
 
 
-def score_row(rouge: Rouge, row: RowTexts) -> RowScores:
-    """Score everything in one row."""
-    references, prompt = [rouge.tokens(text) for text in row.references], rouge.tokens(row.prompt)
+def _score_row(rouge: Rouge, row: Row, answers: dict[str, list[str]], baselines: Mapping[str, str]) -> RowScores:
+    references = [rouge.tokens(text) for text in (row.output, *row.references)]
+    prompt = rouge.tokens(row.input)
 
     def score_answer(text: str) -> AnswerScores:
         answer = rouge.tokens(text)
@@ -119,9 +121,9 @@ def score_row(rouge: Rouge, row: RowTexts) -> RowScores:
         return max(rouge.rouge_l(reference, answer).fmeasure for reference in references)
 
     return RowScores(
-        {model: [score_answer(text) for text in texts] for model, texts in row.answers.items()},
-        {name: rouge_l(text) for name, text in row.baselines.items()},
-        rouge_l(row.references[0]),
+        {model: [score_answer(text) for text in texts] for model, texts in answers.items()},
+        {name: rouge_l(text) for name, text in baselines.items()},
+        rouge_l(row.output),
         len(references[0].words),
     )
 

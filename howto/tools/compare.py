@@ -13,7 +13,7 @@ from howto.evaluation.config import Evaluate
 from howto.evaluation.metrics import better_or_worse, difference_text, measure_difference, measure_model
 from howto.evaluation.predictions import Answers
 from howto.evaluation.results import side_by_side
-from howto.evaluation.scoring import RowTexts, score
+from howto.evaluation.scoring import score
 from howto.tools.versions import HERE, Version
 
 POWER = 0.8  # share of comparisons that detect a difference of `detectable`
@@ -85,16 +85,7 @@ def compare_versions(old: Version, new: Version, config: Evaluate) -> Comparison
         return {"old": [of_old[number] for number, _ in numbers], "new": [of_new[number] for _, number in numbers]}
 
     answers = answers_of("adapter")
-    texts = [
-        RowTexts(
-            references=(row.output, *row.references),
-            prompt=row.input,
-            answers={name: [answer.text for answer in answers[name][number]] for name in answers},
-            baselines={},
-        )
-        for number, row in enumerate(rows)
-    ]
-    scores = score(texts, use_stemmer=config.use_stemmer)
+    scores = score(rows, answers, [{}] * len(rows), use_stemmer=config.use_stemmer)
     sides = [
         Side(
             name=version.name,

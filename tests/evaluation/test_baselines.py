@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from howto.core.schema import Row, input_of
 from howto.evaluation.baselines import LABELS, baseline_answers, nearest_rows
+from tests.support.answers import row
 
-
-def row(intent: str, context: str = "", output: str = "x") -> Row:
-    return Row(
-        id=intent, category="c", instruction="Do.", input=input_of(intent, context), context=context, output=output
-    )
-
-
-TRAIN = [
-    row("repot a fern", output="Fern."),
-    row("tune a violin", output="Violin."),
-    row("bake a loaf", output="Loaf."),
-]
+TRAIN = [row(0, "Fern.", intent="repot a fern"), row(1, "Violin.", intent="tune a violin"), row(2, "Loaf.")]
 
 
 def test_each_baseline_is_what_its_name_says() -> None:
-    (plain, with_context) = baseline_answers([row("tune a cello"), row("water it", "A fern is dry.")], TRAIN, seed=0)
+    rows = [row(0, intent="tune a cello"), row(1, intent="water it", context="A fern is dry.")]
+    plain, with_context = baseline_answers(rows, TRAIN, seed=0)
     assert plain.keys() == LABELS.keys()
     assert plain["echo_intent"] == plain["echo_context"] == "tune a cello"
     assert with_context["echo_intent"] == "water it" and with_context["echo_context"] == "A fern is dry."
@@ -28,7 +18,7 @@ def test_each_baseline_is_what_its_name_says() -> None:
 
 
 def test_random_answers_are_training_answers_and_depend_on_the_seed() -> None:
-    rows = [row(str(n)) for n in range(60)]
+    rows = [row(n) for n in range(60)]
     first, again, other = (
         [answers["random_answer"] for answers in baseline_answers(rows, TRAIN, seed=seed)] for seed in (0, 0, 1)
     )

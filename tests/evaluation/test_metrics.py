@@ -13,30 +13,15 @@ import pytest
 from howto.core.errors import UserError
 from howto.core.schema import Prediction, Row
 from howto.evaluation.baselines import LABELS, baseline_answers
-from howto.evaluation.config import Evaluate
 from howto.evaluation.metrics import measure, summarize, verdict
 from howto.evaluation.rouge import KINDS
-from howto.evaluation.scoring import RowTexts, score
+from howto.evaluation.scoring import score
+from tests.support.answers import CONFIG, prediction, row
 
-CONFIG = Evaluate(use_stemmer=True, confidence=0.95, resamples=500, seed=0, embedding_model=None)
 STEPS, SHADE = "1. Go home.\n2. Sleep well.", "A fern needs shade."
 
 
-def row(number: int, output: str, references: tuple[str, ...] = ()) -> Row:
-    intent = f"intent {number}"
-    return Row(
-        id=str(number), category="c", instruction="Do.", input=intent, context="", output=output, references=references
-    )
-
-
 ROWS = [row(0, STEPS), row(1, SHADE)]
-
-
-def prediction(number: int, text: str, seed: int = 0, tokens: int = 1, log_probability: Any = None) -> Prediction:
-    return Prediction(
-        id=str(number), seed=seed, text=text, prompt_tokens=1, new_tokens=1, stop="eos",
-        reference_tokens=tokens, reference_log_probability=log_probability,
-    )  # fmt: skip
 
 
 def measured(base: list[list[str]], adapter: list[list[str]], rows: list[Row] = ROWS) -> dict[str, Any]:
@@ -49,17 +34,8 @@ def measured(base: list[list[str]], adapter: list[list[str]], rows: list[Row] = 
 
 
 def measured_predictions(answers: dict[str, list[list[Prediction]]], rows: list[Row]) -> dict[str, Any]:
-    baselines = baseline_answers(rows, rows, seed=0)
-    texts = [
-        RowTexts(
-            (row.output, *row.references),
-            row.input,
-            {model: [answer.text for answer in answers[model][n]] for model in answers},
-            baselines[n],
-        )
-        for n, row in enumerate(rows)
-    ]
-    return measure(rows, answers, score(texts, use_stemmer=True), CONFIG)
+    scores = score(rows, answers, baseline_answers(rows, rows, seed=0), use_stemmer=True)
+    return measure(rows, answers, scores, CONFIG)
 
 
 def test_an_empty_answer_is_counted_and_scores_0_and_the_reference_itself_1() -> None:
@@ -104,7 +80,7 @@ def test_perplexity_is_over_all_reference_tokens_that_the_model_could_read() -> 
 
 
 def test_the_best_of_several_references_counts() -> None:
-    rows = [row(0, STEPS, ("Stay where you are.", "Run away.")), row(1, SHADE)]
+    rows = [row(0, STEPS, references=("Stay where you are.", "Run away.")), row(1, SHADE)]
     found = measured([["Run away."], [""]], [[STEPS], ["Run away."]], rows)
     assert found["base"]["rougeL"] == found["adapter"]["rougeL"] == 0.5
     assert found["ceiling"]["reference"] == 1

@@ -7,20 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from howto.core.schema import Row
-from howto.evaluation.config import Evaluate
 from howto.evaluation.plots import group_rows, slice_table
-
-CONFIG = Evaluate(use_stemmer=True, confidence=0.95, resamples=500, seed=0, embedding_model=None)
-
-
-def row(number: int, category: str, output: str = "x", context: str = "") -> Row:
-    text = f"intent\n\n{context}" if context else "intent"
-    return Row(id=str(number), category=category, instruction="i", input=text, context=context, output=output)
+from tests.support.answers import CONFIG, row
 
 
 def test_each_slice_has_every_row_in_one_of_its_groups() -> None:
-    rows = [row(0, "b"), row(1, "a"), row(2, "a"), row(3, "c", "1. Go home.\n2. Sleep.", "A text.")]
+    rows = [row(number, category=category) for number, category in enumerate("baa")]
+    rows.append(row(3, "1. Go home.\n2. Sleep.", context="A text."))
     found = group_rows(rows, np.array([24, 25, 200, 6]))
     named = {(of, name): members.nonzero()[0].tolist() for of, name, members in found}
     assert named["category", "a"] == [1, 2] and named["category", "c"] == [3]

@@ -28,24 +28,11 @@ OPTIONS = (
 
 def row(number: int, **fields: Any) -> dict[str, Any]:
     """A row of the report. The gains are not in the order of the numbers."""
-    texts = {
-        "context": "",
-        "reference": "1. Boil the water.\n2. Pour it.",
-        "base": "Boil it.",
-        "adapter": "1. Boil it.",
-    }
-    scores = {"base_rougeL": 0.5, "adapter_rougeL": (0.5 + 0.37 * number) % 1}
-    return {
-        "id": f"row-{number}",
-        "category": ("open_qa", "summarization")[number % 2],
-        "intent": f"How do I brew tea number {number}?",
-        **texts,
-        **scores,
-        "procedural": True,
-        "base_stop": "length",
-        "adapter_stop": "eos",
-        **fields,
-    }
+    names = {"id": f"row-{number}", "category": ("open_qa", "summarization")[number % 2], "procedural": True}
+    texts = {"intent": f"How do I brew tea number {number}?", "context": "", "reference": "1. Boil it.\n2. Pour it."}
+    base = {"base": "Boil it.", "base_rougeL": 0.5, "base_stop": "length"}
+    adapter = {"adapter": "1. Boil it.", "adapter_rougeL": (0.5 + 0.37 * number) % 1, "adapter_stop": "eos"}
+    return {**names, **texts, **base, **adapter, **fields}
 
 
 def group(of: str, name: str, delta: float, low: float | None, high: float | None) -> dict[str, Any]:
@@ -53,24 +40,19 @@ def group(of: str, name: str, delta: float, low: float | None, high: float | Non
     return {"slice": of, "group": name, **numbers}
 
 
+def rouge_l(mean: float, low: float, high: float) -> dict[str, Any]:
+    return {"rougeL": mean, "rougeL_low": low, "rougeL_high": high}
+
+
 CONTENT = Content(
     title="What the fine-tuning bought",
     verdict="+0.5192 ROUGE-L for the fine-tuned model, on 8 held-out rows.",
     facts={"Base model": "a small one", "Stemmer": "on"},
     metrics={
-        "rows": 8,
-        "procedural_rows": 8,
-        "seeds": 3,
-        "base": {"rougeL": 0.0934, "rougeL_low": 0.0851, "rougeL_high": 0.1023, "rouge1": 0.1201, "empty": 2},
-        "adapter": {
-            "rougeL": 0.6126,
-            "rougeL_low": 0.5728,
-            "rougeL_high": 0.6486,
-            "rouge1": None,
-            "ended_by_eos": 0.975,
-        },
-        "delta": {"rougeL": 0.5192, "rougeL_low": 0.4775, "rougeL_high": 0.5558, "p_value": 0.0001}
-        | {"wins": 4, "ties": 1, "losses": 3},
+        **{"rows": 8, "procedural_rows": 8, "seeds": 3},
+        "base": {**rouge_l(0.0934, 0.0851, 0.1023), "rouge1": 0.1201, "empty": 2},
+        "adapter": {**rouge_l(0.6126, 0.5728, 0.6486), "rouge1": None, "ended_by_eos": 0.975},
+        "delta": {**rouge_l(0.5192, 0.4775, 0.5558), "p_value": 0.0001, "wins": 4, "ties": 1, "losses": 3},
         "baselines": {"echo_intent": 0.1964, "nearest_answer": 0.4127},
         "ceiling": {"reference": 1.0},
     },
@@ -131,11 +113,8 @@ class Page:
         """Wait until a JavaScript expression is true."""
         WebDriverWait(self.browser, 10, poll_frequency=0.02).until(lambda _: self.run(f"return {condition}"))
 
-    def press(self, *keys: str) -> None:
-        webdriver.ActionChains(self.browser, duration=0).send_keys(*keys).perform()
-
     def table(self, selector: str) -> dict[str, list[str]]:
-        """The rows of a table with numbers: the head of each, and its other cells."""
+        """The head and the other cells of each row with numbers."""
         rows = self.run(
             "return [...document.querySelectorAll(arguments[0])].map(r => [...r.cells].map(c => c.innerText.trim()))",
             f"{selector} tbody tr:has(td)",
@@ -146,12 +125,11 @@ class Page:
         """The id of the selected row, which list and detail agree on."""
         option = self('#list [aria-selected="true"]')
         assert self("#list").get_attribute("aria-activedescendant") == option.get_attribute("id")
-        shown: str = self("#detail .about a").text
-        assert option.get_attribute("data-row") == shown
-        return shown
+        assert option.get_attribute("data-row") == self("#detail .about a").text
+        return str(option.get_attribute("data-row"))
 
     def listed(self) -> list[str]:
-        """The ids of the rows in the list, from its top, as far as they are elements."""
+        """The ids of the rows in the list that are elements, from its top."""
         options = self.run("return [...document.querySelectorAll('[role=option]')].map(o => ({...o.dataset}))")
         return [option["row"] for option in sorted(options, key=lambda option: int(option["place"]))]
 
@@ -159,12 +137,6 @@ class Page:
 @pytest.fixture
 def page(browser: webdriver.Chrome, tmp_path: Path) -> Page:
     return Page(browser, tmp_path)
-
-
-def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
-    write_report(tmp_path / "a.html", CONTENT)
-    write_report(tmp_path / "b.html", replace(CONTENT))
-    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
 def test_the_file_names_no_address_and_its_texts_cannot_end_the_script(tmp_path: Path) -> None:
@@ -199,11 +171,8 @@ def test_it_shows_the_verdict_the_numbers_and_the_charts_of_the_run_and_requests
     assert page("#facts").text.split("\n") == ["Base model", "a small one", "Stemmer", "on"]
 
     assert page("#histogram .keys").text.split("\n") == ["base better: 3", "even: 1", "fine-tuned better: 4"]
-    points = page.run(
-        "return [...document.querySelectorAll('.points')].map(p => p.getAttribute('d').split('M').length)"
-    )
-    assert points == [9, 9]
-    assert 100 < page.run("return document.querySelector('.curve.train').getAttribute('d').split('L').length") <= 250
+    assert str(page("#scatter .points.adapter").get_attribute("d")).count("M") == 8
+    assert 100 < str(page("#losses .curve.train").get_attribute("d")).count("L") < 250
     assert "0.3000" in page("#losses .keys").text
     assert page.run("return performance.getEntriesByType('resource')") == []
 
@@ -218,17 +187,6 @@ def test_gains_of_groups_have_a_sign_and_a_colour_only_if_the_interval_excludes_
     }
     assert page.texts("#slice-table .plus") == ["+0.5000"] and page.texts("#slice-table .minus") == ["\u22120.2500"]
     assert len(page.texts("#slice-table .whisker")) == 3 and len(page.texts("#slice-table tr.few")) == 1
-
-
-def test_a_click_on_a_point_selects_its_row(page: Page) -> None:
-    page.open(replace(CONTENT, rows=[row(0), row(1, reference="many words " * 40, adapter_rougeL=0.25)]))
-    chart = page("#scatter svg")
-    points = re.findall(r"M(\S+) (\S+)h0", page("#scatter .points.adapter").get_attribute("d") or "")
-    x, y = (float(place) for place in points[1])
-    page.run("arguments[0].scrollIntoView({block: 'center'})", chart)
-    offset = round(x - chart.size["width"] / 2), round(y - chart.size["height"] / 2)
-    webdriver.ActionChains(page.browser, duration=0).move_to_element_with_offset(chart, *offset).click().perform()
-    assert page.selected() == "row-1"
 
 
 HOSTILE = "<script>window.pwned=1</script></script><img src=x onerror='window.pwned=1'>"
@@ -258,14 +216,8 @@ def test_buttons_sort_the_rows(page: Page) -> None:
     in_file = [r["id"] for r in CONTENT.rows]
     by_score = [r["id"] for r in sorted(CONTENT.rows, key=lambda r: -r["adapter_rougeL"])]
     assert page.listed() == in_file
-    orders = [
-        ("best", BY_GAIN),
-        ("worst", BY_GAIN[::-1]),
-        ("score", by_score),
-        ("score", by_score[::-1]),
-        ("file", in_file),
-    ]
-    for name, order in orders:
+    orders = (BY_GAIN, BY_GAIN[::-1], by_score, by_score[::-1], in_file)
+    for name, order in zip(("best", "worst", "score", "score", "file"), orders, strict=True):
         page(f"[data-sort={name}]").click()
         assert page.listed() == order and page.selected() == order[0]
         assert len(page.texts('[data-sort][aria-pressed="true"]')) == 1
@@ -293,11 +245,10 @@ def test_keys_move_through_rows_search_and_jump_to_gains_and_regressions(page: P
         (("g",), BY_GAIN[0]),
         (("/", "number 5", Keys.ENTER), "row-5"),
     ):
-        page.press(*keys)
+        webdriver.ActionChains(page.browser, duration=0).send_keys(*keys).perform()
         assert page.selected() == expected
-    assert (
-        page("#search").get_attribute("value") == "number 5" and page.run("return document.activeElement.id") == "list"
-    )
+    assert page("#search").get_attribute("value") == "number 5"
+    assert page.run("return document.activeElement.id") == "list"
     page("#shortcuts").click()
     page("#search").clear()
     page("#shortcuts").send_keys("g")
@@ -316,14 +267,10 @@ def test_the_address_links_to_the_selected_row(page: Page) -> None:
 
 
 def test_the_words_that_answer_and_reference_have_in_common_in_order_are_marked(page: Page) -> None:
-    texts = {
-        "reference": "Boil the water.\nPour it slowly.",
-        "adapter": "Pour. BOIL the milk,\nthen pour it.",
-        "base": "No.",
-    }
-    page.open(replace(CONTENT, rows=[row(0, **texts)]))
+    answer = "Pour. BOIL the milk,\nthen pour it."
+    page.open(replace(CONTENT, rows=[row(0, reference="Boil the water.\nPour it slowly.", adapter=answer, base="No.")]))
     assert page.texts("mark") == ["BOIL the", "pour it"]
-    assert page("#detail .answer.adapter .text").text == texts["adapter"]
+    assert page("#detail .answer.adapter .text").text == answer
     page("#marking").click()
     assert page.texts("mark") == []
 
@@ -335,7 +282,7 @@ def test_a_thousand_long_rows_keep_the_number_of_elements_small(page: Page) -> N
     before = page.run("return document.querySelectorAll('*').length")
     page("[data-sort=best]").click()
     assert page.listed()[0] == page.selected() == "row-999"
-    page.press(*"jjjjj", Keys.END)
+    page("#list").send_keys(Keys.END)
     assert page.selected() == "row-0"
     page.run("document.getElementById('list').scrollTop = 30000")
     page.wait("document.querySelector('#list [data-row=row-530]')")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 
 from howto.core.errors import UserError
-from howto.evaluation.scoring import PARALLEL_FROM, RowTexts, copied_share, repeated_share, score, similarities
+from howto.evaluation.scoring import PARALLEL_FROM, copied_share, repeated_share, score, similarities
 from stages.evaluate import main as evaluate
-from tests.conftest import ROOT
+from tests.support.answers import prediction, row
 from tests.support.in_process import edit_params, run_here
 
 
@@ -34,11 +33,14 @@ def test_copied_4_grams_are_those_of_the_prompt() -> None:
 
 
 def test_several_processes_score_many_rows_to_the_same_numbers() -> None:
-    rows = [
-        RowTexts((f"step {n} of many",), "p", {"a": [f"step {n}"], "b": ["of many", "many"]}, {"echo": "many"})
-        for n in range(PARALLEL_FROM // 3 + 1)
-    ]
-    many, few = score(rows, use_stemmer=True), score(rows[:10], use_stemmer=True)
+    rows = [row(n, f"step {n} of many") for n in range(PARALLEL_FROM // 3 + 1)]
+    answers = {
+        "a": [[prediction(n, f"step {n}")] for n in range(len(rows))],
+        "b": [[prediction(n, "of many"), prediction(n, "many")] for n in range(len(rows))],
+    }
+    many = score(rows, answers, [{"echo": "many"}] * len(rows), use_stemmer=True)
+    first = {model: of_model[:10] for model, of_model in answers.items()}
+    few = score(rows[:10], first, [{"echo": "many"}] * 10, use_stemmer=True)
     assert len(many.ceiling) == len(rows) and many.models["b"].rouge_l.shape == (len(rows), 2)
     for model in ("a", "b"):
         np.testing.assert_array_equal(many.models[model].rouge[:10], few.models[model].rouge)
@@ -72,16 +74,9 @@ def test_the_same_text_has_similarity_1_and_a_paraphrase_more_than_another_text(
     assert same > alike > other
 
 
-def test_an_embedding_model_that_does_not_exist_is_one_line() -> None:
+def test_a_missing_embedding_model_or_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"evaluate.embedding_model: /no/such/folder cannot be loaded"):
         similarities("/no/such/folder", [("a", "b")])
-
-
-def test_without_the_package_one_line_names_the_command_that_installs_it() -> None:
-    code = (
-        "import sys; sys.modules['sentence_transformers'] = None\n"
-        "from howto.evaluation.scoring import similarities\nfrom howto.core.errors import UserError\n"
-        "try:\n    similarities('m', [('a', 'b')])\nexcept UserError as error:\n    print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
-    assert "pip install sentence-transformers" in done.stdout
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(UserError, match="pip install sentence-transformers"):
+        similarities("m", [("a", "b")])

@@ -13,26 +13,14 @@ import numpy as np
 import pytest
 
 from howto.core.schema import Prediction, Row, read_rows, write_rows
-from howto.evaluation.config import Evaluate
 from howto.tools.cli import main
 from howto.tools.compare import Comparison, compare_versions, differing, params_in_force
 from howto.tools.versions import Version
 from tests.pipeline.test_pipeline import run
+from tests.support.answers import CONFIG, prediction, row
 from tests.support.in_process import Done, edit_params, run_here
 
-CONFIG = Evaluate(use_stemmer=False, confidence=0.95, resamples=500, seed=0, embedding_model=None)
 TEST, ADAPTER = Path("data/prepared/test.jsonl"), Path("data/predictions/adapter.jsonl")
-
-
-def row(number: int, reference: str, intent: str = "do it") -> Row:
-    return Row(id=f"r{number}", category="c", instruction="i", input=intent, context="", output=reference)
-
-
-def prediction(number: int, text: str, seed: int = 0) -> Prediction:
-    return Prediction(
-        id=f"r{number}", seed=seed, text=text, prompt_tokens=1, new_tokens=1, stop="eos" if text else "length",
-        reference_tokens=1, reference_log_probability=None,
-    )  # fmt: skip
 
 
 def version(name: str, rows: list[Row], answers: Sequence[Sequence[str]], base: str = "x") -> Version:
@@ -72,7 +60,7 @@ def test_rows_are_paired_by_id_if_their_texts_are_the_same() -> None:
     old = version("old", [row(n, "a b c d") for n in range(3)], [["a"], ["a b"], ["a b c"]])
     rows = [row(3, "a b c d"), row(2, "a b"), row(1, "a b c d", intent="do that"), row(0, "a b c d")]
     found = compare_versions(old, version("new", rows, [["d"], ["c"], ["b"], ["a b"]]), CONFIG)
-    assert [(result["id"], result["old"], result["new"]) for result in found.results] == [("r0", "a", "a b")]
+    assert [(result["id"], result["old"], result["new"]) for result in found.results] == [("0", "a", "a b")]
     assert (found.rows, found.old.rows_left_out, found.new.rows_left_out) == (1, 2, 3)
 
 
@@ -80,31 +68,12 @@ def test_a_true_difference_is_reported_with_its_direction_and_one_row_shows_none
     chance = np.random.default_rng(0)
     worse = chance.integers(1, 9, 200)
     better = np.clip(worse + chance.integers(-2, 4, 200), 0, 10)  # half a tenth better, and noise
-    assert re.match(
-        r"new is better than old: \+0\.0\d+ ROUGE-L, 95% interval \[\+0\.0", compared(worse, better).conclusion
-    )
+    found = compared(worse, better)
+    assert re.match(r"new is better than old: \+0\.0\d+ ROUGE-L, 95% interval \[\+0\.0", found.conclusion)
     assert compared(better, worse).conclusion.startswith("new is worse than old: -0.0")
     assert "no clear difference between new and old: +1.0000" in compared([0], [10]).conclusion
-
-
-def test_without_a_true_difference_one_is_reported_in_about_5_percent_of_trials() -> None:
-    chance = np.random.default_rng(1)
-    reported = 0
-    for _ in range(120):
-        before = chance.integers(0, 11, 40)
-        after = np.where(chance.random(40) < 0.5, before, chance.integers(0, 11, 40))
-        old, new = np.where(chance.random(40) < 0.5, (before, after), (after, before))
-        reported += "difference" not in compared(old, new).conclusion
-    assert 1 <= reported <= 12
-
-
-def test_the_detectable_difference_is_detected_in_four_of_five_comparisons() -> None:
-    chance = np.random.default_rng(2)
-    noise = chance.integers(-3, 4, 60)
-    found = compared([5] * 60, 5 + noise)
     half_width = (found.delta["rougeL_high"] - found.delta["rougeL_low"]) / 2
-    means = chance.normal(found.detectable, noise.std() / 10, (4000, 60)).mean(axis=1)
-    assert (means > half_width).mean() == pytest.approx(0.8, abs=0.03)
+    assert found.detectable == pytest.approx(half_width * (1.96 + 0.8416) / 1.96, rel=1e-3)  # 80 % power
 
 
 def test_differing_params_are_those_behind_the_answers_under_any_profile() -> None:
@@ -137,10 +106,8 @@ def test_a_version_against_itself_shows_no_difference(known: Path, tmp_path: Pat
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert found["delta"]["rougeL"] == 0 and found["delta"]["ties"] == found["rows"] and found["delta"]["p_value"] == 1
     assert found["params"] == {} and found["hashes"] == {} and found["changed_base_answers"] == 0
-    assert found["new"]["metrics"] == {
-        **metrics(known)["adapter"],
-        "validation_loss": found["old"]["metrics"]["validation_loss"],
-    }
+    assert found["new"]["metrics"].items() >= metrics(known)["adapter"].items()
+    assert found["new"]["metrics"]["validation_loss"] is not None
     assert f"give the same answers to all {found['rows']} rows." in done.stdout
 
 
@@ -199,12 +166,6 @@ def test_a_revision_that_does_not_exist_or_has_no_run_is_one_line(project: Path,
     fails(compare(finished, "HEAD"), "Run from the git repository with its .dvc folder")
 
 
-def test_answers_that_dvc_lock_does_not_record_are_not_compared(project: Path) -> None:
-    answers = read_rows(project / ADAPTER, Prediction)
-    write_rows(project / ADAPTER, [answers[0].model_copy(update={"text": "mine"}), *answers[1:]])
-    fails(compare(project, "HEAD"), "adapter.jsonl: not the file that dvc.lock records")
-
-
 @pytest.mark.parametrize(
     ("old", "new", "what"),
     [("\nprofile: smollm2", "\nprofile: tinyllama", "profile: tinyllama"), ("    r: 8 ", "    r: 9 ", "train")],
@@ -216,12 +177,15 @@ def test_answers_of_other_params_are_not_compared(project: Path, old: str, new: 
     fails(compare(project, "HEAD~1", "HEAD"), rf"HEAD:params.yaml \({what}\): changed since")
 
 
-def test_answers_of_an_older_adapter_are_not_compared(project: Path) -> None:
+def test_answers_of_an_older_adapter_or_that_dvc_lock_does_not_record_are_not_compared(project: Path) -> None:
     path = project / "dvc.lock"
     text = path.read_text(encoding="utf-8")
     pattern = r"(\n  train:\n.*?path: models/adapter\n.*?md5: )\w{32}"
     path.write_text(re.sub(pattern, rf"\g<1>{'0' * 32}", text, count=1, flags=re.DOTALL), encoding="utf-8")
     fails(compare(project, "HEAD"), "dvc.lock: models/adapter was made again after infer@adapter read it")
+    answers = read_rows(project / ADAPTER, Prediction)
+    write_rows(project / ADAPTER, [answers[0].model_copy(update={"text": "mine"}), *answers[1:]])
+    fails(compare(project, "HEAD"), "adapter.jsonl: not the file that dvc.lock records")
 
 
 def test_json_that_cannot_be_written_is_an_error_before_the_work(known: Path) -> None:
