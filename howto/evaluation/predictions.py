@@ -48,7 +48,7 @@ def read_answers(path: Path, rows: Sequence[Row], test: Path) -> Answers:
     missing = [row.id for row, of_row in zip(rows, by_seed, strict=True) if not of_row or of_row.keys() != seeds]
     if missing:
         ids = ", ".join(missing[:SHOWN_IDS]) + (", ..." if len(missing) > SHOWN_IDS else "")
-        lack = f"{len(missing)} of the {len(rows)} rows of {test} lack an answer with one of the seeds {sorted(seeds)}"
+        lack = f"{len(missing)} of the {len(rows)} rows of {test} lack an answer (seeds {sorted(seeds)})"
         raise UserError(f"{path}: {lack}: {ids}. {again}")
     return [[of_row[seed] for seed in sorted(of_row)] for of_row in by_seed]
 
