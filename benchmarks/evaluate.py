@@ -4,8 +4,8 @@ python -m benchmarks.evaluate ROWS [--rows 15000]
 
 ROWS is a JSONL file with Dolly's columns. The benchmark makes that many test rows, and as many training rows, from its
 rows by replacing words. The base answers are other rows' responses. The adapter's are the references with every sixth
-word replaced. It times `python -m stages.evaluate` in a folder of its own, start included, and, for comparison, Google's
-`rouge-score` on a hundred of the rows.
+word replaced. It times `python -m stages.evaluate` in a folder of its own, start included. For comparison, it times
+Google's `rouge-score` on a hundred of the rows.
 """
 
 from __future__ import annotations

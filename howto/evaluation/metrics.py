@@ -133,9 +133,9 @@ def summarize(evaluation: Mapping[str, Any], training: Path) -> dict[str, Any]:
         trained = json.loads(training.read_text(encoding="utf-8"))
         loss, parameters = trained["validation_loss"], trained["trainable_parameters"]
     except FileNotFoundError:
-        raise UserError(f"{training}: file not found. Run `dvc repro train`.") from None
+        raise UserError(f"{training}: no such file. Make it with `dvc repro train`.") from None
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{training}: damaged. Run `dvc repro -f train`.") from None
+        raise UserError(f"{training}: damaged. Make it again with `dvc repro -f train`.") from None
     gain = evaluation["delta"]
     return {
         **{model: {"rougeL": evaluation[model]["rougeL"]} for model in MODELS},

@@ -34,7 +34,7 @@ def read_predictions(folder: Path, rows: Sequence[Row], test: Path) -> dict[str,
 
 def read_answers(path: Path, rows: Sequence[Row], test: Path) -> Answers:
     """Return one model's answers. Raises as `read_predictions`."""
-    again = f"Run `dvc repro -f infer@{path.stem}`."
+    again = f"Make it again with `dvc repro -f infer@{path.stem}`."
     number_of = {row.id: number for number, row in enumerate(rows)}
     by_seed: list[dict[int, Prediction]] = [{} for _ in rows]
     for line, prediction in number_rows(path, Prediction):
@@ -70,7 +70,7 @@ def check_against_lock(path: Path, lock: Path, values: dict[str, Any], params_pa
         return
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, YAMLError):
         raise UserError(f"{lock}: damaged. Restore it from git.") from None
-    again = f"Run `dvc repro infer@{path.stem}`."
+    again = f"Make it again with `dvc repro infer@{path.stem}`."
     if recorded and recorded != hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest():
         raise UserError(f"{path}: not the file that {lock} records; its model or params may differ. {again}")
     for key, value in values.items():

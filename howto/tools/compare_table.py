@@ -38,9 +38,9 @@ def print_last_run(shown: int) -> None:
         evaluation = json.loads(EVALUATION.read_text(encoding="utf-8"))
         rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: file not found. Run `dvc repro`.") from None
+        raise UserError(f"{error.filename}: no such file. Make it with `dvc repro`.") from None
     except ValueError:
-        raise UserError(f"{EVALUATION} or {RESULTS}: damaged. Run `dvc repro -f evaluate`.") from None
+        raise UserError(f"{EVALUATION} or {RESULTS}: damaged. Make them again with `dvc repro -f evaluate`.") from None
     models = [("base model", evaluation["base"]), ("fine-tuned", evaluation["adapter"])]
     table = _score_table(f"Scores on {evaluation['rows']} held-out rows", SHARES, models, evaluation["delta"])
     for name, label in LABELS.items():
@@ -108,7 +108,7 @@ def _score_table(
             f"{scores['rougeL']:{sign}.4f}",
             f"\\[{scores['rougeL_low']:{sign}.4f}, {scores['rougeL_high']:{sign}.4f}]",
             *("" if scores.get(name) is None else format(scores[name], formats[name]) for name in columns),
-            end_section=scores in (models[-1][1], delta),
+            end_section=scores is models[-1][1] or scores is delta,
         )
     return table
 

@@ -58,9 +58,9 @@ def read_losses(path: Path) -> list[tuple[int, float]]:
         with path.open(encoding="utf-8", newline="") as file:
             return [(int(line["step"]), float(line[path.stem])) for line in csv.DictReader(file)]
     except FileNotFoundError:
-        raise UserError(f"{path}: file not found. Run `dvc repro train`.") from None
+        raise UserError(f"{path}: no such file. Make it with `dvc repro train`.") from None
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: damaged. Run `dvc repro -f train`.") from None
+        raise UserError(f"{path}: damaged. Make it again with `dvc repro -f train`.") from None
 
 
 def _json(content: Content) -> str:
