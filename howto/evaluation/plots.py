@@ -19,7 +19,7 @@ from howto.evaluation.scoring import Scores
 from howto.evaluation.significance import bootstrap_interval
 
 LENGTHS = {1: "1 to 24 words", 25: "25 to 74 words", 75: "75 to 149 words", 150: "150 words and more"}
-MIN_ROWS = 10  # of a group that gets an interval: one from fewer rows says nothing
+MIN_ROWS = 10  # of a group that gets an interval
 BIN = 0.05  # width of a bar in the histogram of row differences
 Group = tuple[str, str, NDArray[np.bool_]]  # slice, name, [rows]: which rows are in it
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 SIGNS = 2**23  # random signs in memory at once
 
@@ -17,8 +16,10 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the mean's bootstrap interval, bias-corrected and accelerated (BCa, Efron 1987), by SciPy.
 
-    To compare two models, pass the differences row by row: the rows are paired. Equal values: zero width.
+    To compare two models, pass the differences row by row: rows are paired. Equal values have a zero-width interval.
     """
+    from scipy import stats  # half a second
+
     sample = np.asarray(values, dtype=np.float64)
     if np.ptp(sample) == 0:
         return float(sample[0]), float(sample[0])

@@ -63,28 +63,32 @@ def ask(  # noqa: PLR0917  # options of a command line, each given by name
 @app.command()
 @reports_errors
 def compare(
-    old: Annotated[str | None, typer.Argument(help="A git revision or DVC experiment to compare with.")] = None,
-    new: Annotated[str | None, typer.Argument(help="Another one to compare with it. [default: this folder]")] = None,
+    old: Annotated[str | None, typer.Argument(metavar="OLD", help="A git revision or DVC experiment.")] = None,
+    new: Annotated[str | None, typer.Argument(metavar="NEW", help="Another one. [default: this folder]")] = None,
     rows: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Show N typical rows, or N gains and N losses between versions.")
+        int, typer.Option(metavar="N", min=0, help="Show N typical rows, or the N largest gains and regressions.")
     ] = 0,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the comparison of versions as JSON.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the comparison of two versions as JSON.")
+    ] = None,
 ) -> None:
     """Compare the base model with the fine-tuned one, or the fine-tuned models of two versions."""
     if old is None and json is not None:
         raise typer.BadParameter("--json needs a revision")
+
+    from howto.tools.compare_table import print_comparison, print_last_run
+
+    if old is None:
+        print_last_run(rows)
+        return
 
     from howto.core.atomic import write_json
     from howto.evaluation.config import Evaluate
     from howto.params import read_params
     from howto.tools.ask import check_output
     from howto.tools.compare import compare_versions
-    from howto.tools.compare_table import print_comparison, print_last_run
     from howto.tools.versions import revision, this_folder
 
-    if old is None:
-        print_last_run(rows)
-        return
     if json:
         check_output(json)
     config = read_params().section(Evaluate)

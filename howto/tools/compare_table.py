@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from howto.core.errors import UserError
-from howto.core.paths import EVALUATION, REPORT, RESULTS
+from howto.core.paths import EVALUATION, PREDICTIONS, REPORT, RESULTS
 from howto.evaluation.baselines import LABELS
 from howto.tools.compare import POWER, Comparison, counted, sentence
 
@@ -74,8 +74,8 @@ def print_comparison(found: Comparison, shown: int) -> None:
         console.print("", table)
     by_gain = sorted(found.results, key=lambda row: row["old_rougeL"] - row["new_rougeL"])
     gains = [row for row in by_gain if row["new_rougeL"] > row["old_rougeL"]][:shown]
-    losses = [row for row in reversed(by_gain) if row["new_rougeL"] < row["old_rougeL"]][:shown]
-    for title, some in (("Largest gains:", gains), ("Largest losses:", losses)):
+    regressions = [row for row in reversed(by_gain) if row["new_rougeL"] < row["old_rougeL"]][:shown]
+    for title, some in (("Largest gains:", gains), ("Largest regressions:", regressions)):
         if some:
             console.print(f"\n{title}", style="dim", **PLAIN)
         for row in some:
@@ -132,7 +132,8 @@ def _remarks(found: Comparison) -> list[str]:
     rows = found.changed_base_answers
     changed = f"differ on {counted(rows, 'row')}" if rows else "are the same on all rows"
     lines.append(f"The base models' answers {changed}.")
-    if files := sorted(found.hashes, key=lambda path: (path.startswith(("howto/", "stages/")), path)):
+    files = [path for path in found.hashes if not path.startswith(f"{PREDICTIONS}/")]
+    if files := sorted(files, key=lambda path: (path.startswith(("howto/", "stages/")), path)):  # code is last
         more = f" and {len(files) - MAX_FILES} more" if len(files) > MAX_FILES else ""
         lines.append(f"Files that differ: {', '.join(files[:MAX_FILES])}{more}.")
     return lines
@@ -153,6 +154,6 @@ def _side_by_side(row: Mapping[str, Any], names: Mapping[str, str]) -> Table:
     """Both answers to a row, each under its model's name and score."""
     table = Table(title=escape(row["intent"]), title_justify="left", title_style="bold", expand=True)
     for model, name in names.items():
-        table.add_column(escape(f"{name} ({row[f'{model}_rougeL']:.2f})"), ratio=1, overflow="fold")
+        table.add_column(escape(f"{name}: {row[f'{model}_rougeL']:.2f}"), ratio=1, overflow="fold")
     table.add_row(*(escape(row[model]) for model in names))
     return table

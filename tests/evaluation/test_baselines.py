@@ -1,4 +1,4 @@
-"""Answers that need no model are what their names say."""
+"""Each baseline gives the answer that its name promises."""
 
 from __future__ import annotations
 

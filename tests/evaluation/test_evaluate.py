@@ -69,7 +69,7 @@ def test_compare_prints_both_models_the_baselines_and_answers_side_by_side(finis
     evaluation = evaluation_of(finished)
     scores = [*(evaluation[part]["rougeL"] for part in ("base", "adapter", "delta")), *evaluation["baselines"].values()]
     assert all(f"{score:.4f}" in done.stdout for score in scores)
-    assert done.stdout.count("base model (") == 3
+    assert done.stdout.count("base model: ") == 3
 
 
 @pytest.mark.parametrize("code", ["stages.fetch_data", "stages.prepare", "stages.evaluate as stage; stage.main()"])

@@ -1,4 +1,4 @@
-"""Every number of a run is what its definition says, by hand."""
+"""Every number of a run equals its definition, computed by hand."""
 
 from __future__ import annotations
 

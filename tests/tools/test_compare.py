@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,11 @@ def version(name: str, rows: list[Row], answers: Sequence[Sequence[str]], base: 
     return Version(name, None, rows, {"base": bases, "adapter": adapter}, {"profile": "p"}, {}, None)
 
 
-def compared(old: Sequence[int], new: Sequence[int]) -> Comparison:
+def compared(old: Iterable[int], new: Iterable[int]) -> Comparison:
     """Versions whose answers score so many tenths: they have so many of the reference's ten words, and ten words."""
     letters = "abcdefghij"
     answers = [[[" ".join(letters[:n].ljust(10, "x"))] for n in side] for side in (old, new)]
-    rows = [row(n, " ".join(letters)) for n in range(len(old))]
+    rows = [row(n, " ".join(letters)) for n in range(len(answers[0]))]
     return compare_versions(version("old", rows, answers[0]), version("new", rows, answers[1]), CONFIG)
 
 
@@ -125,7 +125,7 @@ def test_an_experiment_is_compared_with_what_differs(project: Path, tmp_path: Pa
     assert found["params"] == {"profiles.<profile>.train.learning_rate": [0.05, 0.01]}
     assert "models/adapter" in found["hashes"] and "models/base" not in found["hashes"]
     assert "│ profiles.<profile>.train.learning_rate │ 0.05 │ 0.01 │" in done.stdout
-    assert "Largest gains:" in done.stdout or "Largest losses:" in done.stdout
+    assert "Largest gains:" in done.stdout or "Largest regressions:" in done.stdout
     assert run(project, "git", "status", "--porcelain") == ""
 
     assert compare(project, "HEAD", "fast", "--json", str(file)).returncode == 0

@@ -20,7 +20,6 @@ from howto.tools.verdict import print_verdict, where
 from howto.tools.verify import make_again
 from tests.conftest import ROOT, run_stage
 from tests.pipeline.test_pipeline import run
-from tests.tools.test_compare import committed
 
 # A pipeline of this project's shape whose stages take no time. Variables do to it what another machine does to a run:
 # DVC knows of none of them, and they change what a stage writes.
@@ -259,10 +258,8 @@ def test_make_run_sets_up_the_clone_by_itself_whatever_this_folder_is_told(
     assert found.command == "`make run`"
 
 
-def test_this_projects_own_stages_are_made_again_from_nothing(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = make_again(committed(finished, tmp_path / "project"), here=True)
+def test_this_projects_own_stages_are_made_again_from_nothing(known: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = make_again(known, here=True)
     status, said = told(found, capsys)
     assert status == 0, said
     names = [stage.name for stage in found.stages]

@@ -349,33 +349,33 @@ function fillScatter() {
     }
     const rings = ["base", "adapter"].map(() => draw("circle", { class: "ring", r: "5", visibility: "hidden" }));
     svg.append(...rings);
-    let near = -1;
+    let closest = -1;
     svg.addEventListener("pointermove", (event) => {
       const box = svg.getBoundingClientRect();
       const [x, y] = [event.clientX - box.left, event.clientY - box.top].map((place) => (place * width) / box.width);
       let nearest = REACH;
-      near = -1;
+      closest = -1;
       rows.forEach((row, n) => {
         for (const model of ["base", "adapter"]) {
           const away = Math.hypot(left(words[n]) - x, top(row[`${model}_rougeL`]) - y);
-          if (away < nearest) [nearest, near] = [away, n];
+          if (away < nearest) [nearest, closest] = [away, n];
         }
       });
-      svg.classList.toggle("over", near >= 0);
+      svg.classList.toggle("over", closest >= 0);
       ["base", "adapter"].forEach((model, n) => {
-        rings[n].setAttribute("visibility", near < 0 ? "hidden" : "visible");
-        if (near < 0) return;
-        rings[n].setAttribute("cx", left(words[near]));
-        rings[n].setAttribute("cy", top(rows[near][`${model}_rougeL`]));
+        rings[n].setAttribute("visibility", closest < 0 ? "hidden" : "visible");
+        if (closest < 0) return;
+        rings[n].setAttribute("cx", left(words[closest]));
+        rings[n].setAttribute("cy", top(rows[closest][`${model}_rougeL`]));
       });
-      hover.textContent = near < 0 ? "" : `${change(near)}: ${visible(rows[near].intent)}`;
+      hover.textContent = closest < 0 ? "" : `${change(closest)}: ${visible(rows[closest].intent)}`;
     });
     svg.addEventListener("pointerleave", () => {
-      near = -1;
+      closest = -1;
       hover.textContent = "";
       for (const ring of rings) ring.setAttribute("visibility", "hidden");
     });
-    svg.addEventListener("click", () => near >= 0 && browser.show(near));
+    svg.addEventListener("click", () => closest >= 0 && browser.show(closest));
     return svg;
   });
 }
