@@ -2,7 +2,7 @@
 
 howto export [--output FOLDER] [--adapter FOLDER]
 
-reads:   models/base/, models/adapter/, params.yaml, dvc.lock, metrics/metrics.json
+reads:   models/base/, models/adapter/, params.yaml, dvc.lock, metrics/evaluation.json
 writes:  models/exported/: weights, tokenizer with its chat template, LICENSE, NOTICE, and a model card
 """
 

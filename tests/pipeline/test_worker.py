@@ -110,12 +110,12 @@ def shown(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def trainable_parameters(experiment: dict[str, Any]) -> int:
-    return int(experiment["metrics"]["metrics/summary.json"]["data"]["trainable_parameters"])
+    return int(experiment["metrics"]["metrics/metrics.json"]["data"]["trainable_parameters"])
 
 
 def parameters_per_rank(folder: Path) -> float:
     """Those of the committed run, whose rank is 8."""
-    return float(json.loads(run(folder, "git", "show", "HEAD:metrics/summary.json"))["trainable_parameters"]) / 8
+    return float(json.loads(run(folder, "git", "show", "HEAD:metrics/metrics.json"))["trainable_parameters"]) / 8
 
 
 def test_an_experiment_of_the_worker_is_shown_applied_and_not_run_again_on_the_laptop(

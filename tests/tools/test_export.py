@@ -108,7 +108,7 @@ def test_its_model_card_has_the_numbers_of_the_evaluation(exported: Path) -> Non
     folder = exported / "models/exported"
     assert list(front_matter(folder).values()) == ["apache-2.0", "transformers", "text-generation"]
     card = text_of(folder / "README.md")
-    metrics = json.loads(text_of(exported / "metrics/metrics.json"))
+    metrics = json.loads(text_of(exported / "metrics/evaluation.json"))
     assert f"on {metrics['rows']} held-out rows" in card
     for label, model in {"base model": "base", "this model": "adapter", "difference": "delta"}.items():
         score, low, high = (metrics[model][name] for name in ("rougeL", "rougeL_low", "rougeL_high"))
@@ -117,7 +117,7 @@ def test_its_model_card_has_the_numbers_of_the_evaluation(exported: Path) -> Non
 
 
 def test_a_card_without_an_evaluation_says_so_and_names_the_sources(workplace: Path) -> None:
-    (workplace / "metrics/metrics.json").write_text('{"rows": 3}', encoding="utf-8")
+    (workplace / "metrics/evaluation.json").write_text('{"rows": 3}', encoding="utf-8")
     (workplace / "dvc.lock").write_text("stages:\n  train: [", encoding="utf-8")
     edit_params(workplace, "\nprofile: smollm2", "\nprofile: tinyllama")
     edit_params(workplace, "Write step-by-step", "Write, | step by step,")
