@@ -186,7 +186,7 @@ def _words(text: str) -> str:
     """Return the words of a text with single spaces between them; without words, all but its white space."""
     if text.isascii():
         words = text.encode().translate(_ASCII_WORDS).decode().split()
-    elif _marks().isdisjoint(text):
+    elif _marks().isdisjoint(set(text)):
         words = re.findall(r"\w+", text)
     else:  # marks, such as vowel signs in Hindi, are in words, except variation selectors: they change only the look
         marks = _marks() & set(text) - VARIATION_SELECTORS
