@@ -89,22 +89,22 @@ OUTPUTS = {
 }
 
 CASES: dict[str, tuple[list[str], Callable[[Path], None], str]] = {
-    "prepare: no raw folder": (["stages.prepare"], remove("data/raw"), "data/raw/rows: no file in it; make it with"),
+    "prepare: no raw folder": (["stages.prepare"], remove("data/raw"), "data/raw/rows: no file in it. Make it with"),
     "prepare: no file in it": (["stages.prepare"], remove("data/raw/rows/rows.jsonl"), "data/raw/rows: no file"),
     "prepare: cut line": (
         ["stages.prepare"],
         cut("data/raw/rows/rows.jsonl", 9),
-        ": not a whole JSON object (",
+        ": not a JSON object (",
     ),
     "prepare: too few rows": (
         ["stages.prepare"],
         write("data/raw/rows/rows.jsonl", '{"instruction": "a", "response": "b"}\n'),
-        "prepare.split: 24 rows are asked for, and there are 1; lower the numbers or bring more rows",
+        "prepare.split: expected 24 rows or more, got 1",
     ),
     "prepare: only empty rows": (
         ["stages.prepare"],
         write("data/raw/rows/rows.jsonl", '{"instruction": "", "response": "b"}\n'),
-        "data/raw/rows: no usable row in 1 (1 empty_instruction)",
+        "data/raw/rows: no usable row (1 raw, 1 empty_instruction)",
     ),
     "train: no base folder": (TRAIN, remove(BASE), "models/base: no such folder"),
     "train: no config": (TRAIN, remove(f"{BASE}/config.json"), "models/base/config.json"),
