@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from howto.core.errors import UserError
-from howto.core.paths import EVALUATION, PREDICTIONS, REPORT, RESULTS
+from howto.core.paths import EVALUATION, METRICS, PREDICTIONS, REPORT, RESULTS
 from howto.evaluation.baselines import LABELS
 from howto.tools.compare import POWER, Comparison, counted, sentence
 
@@ -132,7 +132,7 @@ def _remarks(found: Comparison) -> list[str]:
     rows = found.changed_base_answers
     changed = f"differ on {counted(rows, 'row')}" if rows else "are the same on all rows"
     lines.append(f"The base models' answers {changed}.")
-    files = [path for path in found.hashes if not path.startswith(f"{PREDICTIONS}/")]
+    files = [path for path in found.hashes if not path.startswith((f"{PREDICTIONS}/", f"{METRICS}/"))]
     if files := sorted(files, key=lambda path: (path.startswith(("howto/", "stages/")), path)):  # code is last
         more = f" and {len(files) - MAX_FILES} more" if len(files) > MAX_FILES else ""
         lines.append(f"Files that differ: {', '.join(files[:MAX_FILES])}{more}.")
