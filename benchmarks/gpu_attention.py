@@ -60,7 +60,7 @@ def packed_attention(check: Check) -> Figures:
 
 
 def varlen_attention() -> tuple[Any, dict[str, bool]]:
-    """Attention of torch for rows of various lengths, and how it is told of fewer heads of keys (torch 2.12 on)."""
+    """Return torch's attention for rows of various lengths, and its argument for fewer key heads (torch 2.12 on)."""
     from torch.nn.attention import varlen
 
     attention: Any = varlen.varlen_attn

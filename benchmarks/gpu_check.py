@@ -4,7 +4,7 @@ python -m benchmarks.gpu_check FOLDER --rows FILE [--sections ABC...] [--output 
 
 FOLDER holds a model's config.json and tokenizer; the weights are random, so times are real and texts are noise. FILE is
 a JSONL file with Dolly's columns. Each section runs in a process of its own with a time limit, and prints one line of
-JSON; one that fails prints its error, and the others go on. benchmarks/README.md says how it is run on a bare machine.
+JSON. If one fails, it prints its error and the others continue. benchmarks/README.md explains how to set up a machine.
 """
 
 from __future__ import annotations

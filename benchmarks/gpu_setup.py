@@ -248,8 +248,8 @@ def waiting(check: Check) -> Iterator[Counter[str]]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, and where it was raised."""
+    """Return the first line of an error, and where it was raised."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     lines = [line for line in str(error).splitlines() if line.strip()]
-    said = lines[0][:300] if lines else ""
-    return f"{type(error).__name__}: {said} ({Path(where.filename).name}:{where.lineno})"
+    message = lines[0][:300] if lines else ""
+    return f"{type(error).__name__}: {message} ({Path(where.filename).name}:{where.lineno})"

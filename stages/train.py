@@ -141,7 +141,7 @@ def read_examples(tokenizer: PreTrainedTokenizerBase, shared: Train) -> tuple[En
 
 
 def write_curve(curve: Curve) -> None:
-    """Write the losses so far, so that `dvc plots show` works while training goes on."""
+    """Write the losses so far, so that `dvc plots show` works during training."""
     for name, header, rows in (
         ("train_loss", ("step", "epoch", "learning_rate", "train_loss"), curve.train),
         ("validation_loss", ("step", "epoch", "validation_loss"), curve.validation),

@@ -72,9 +72,8 @@ class Engine:
                 self._pack(probe, expected)
             self._dropout = use_fused_lora(model, shared.lora.dropout)
             if not self._has_states(probe, expected):
-                raise UserError(
-                    f"train: the LoRA layers of a {type(self.base).__name__} differ from PEFT's. Report it."
-                )
+                kind = type(self.base).__name__
+                raise UserError(f"train: LoRA layers of {kind} give other results than PEFT's. Report this.")
             self.has_fused_loss = has_plain_head(self.base) and self._is_loss_right(probe[:1])
             if not self.has_fused_loss:
                 print("train: slower, because the model's own forward pass computes the loss", file=sys.stderr)
@@ -116,10 +115,12 @@ class Engine:
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Set whether the layers' activations are computed again in the backward pass, and not kept until then."""
-        if enabled:  # since transformers 5.20 an alias, until 6
-            self.base.gradient_checkpointing_enable({"use_reentrant": False})
+        # Before transformers 5.20 it was called gradient checkpointing.
+        kind = "activation" if hasattr(self.base, "activation_checkpointing_enable") else "gradient"
+        if enabled:
+            getattr(self.base, f"{kind}_checkpointing_enable")({"use_reentrant": False})
         else:
-            self.base.gradient_checkpointing_disable()
+            getattr(self.base, f"{kind}_checkpointing_disable")()
 
     def _pack(self, probe: list[Example], expected: torch.Tensor) -> None:
         try:

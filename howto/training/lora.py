@@ -62,8 +62,8 @@ def _check_names(linear: set[str], lora: Lora, layers: int) -> None:
         "alpha_pattern": list(lora.alpha_pattern),
     }
     kinds = ", ".join(sorted({name.split(".")[-1] for name in linear}))
-    for key, wanted in names.items():
-        if missing := [name for name in wanted if not any(f".{layer}".endswith(f".{name}") for layer in linear)]:
+    for key, expected in names.items():
+        if missing := [name for name in expected if not any(f".{layer}".endswith(f".{name}") for layer in linear)]:
             raise UserError(
                 f"params.yaml: train.lora.{key}: expected linear layers ({kinds}), got {', '.join(missing)}"
             )
@@ -76,14 +76,8 @@ def make_optimizer(model: PeftModel, shared: Train, profile: ProfileTrain) -> to
     rate, decay = profile.learning_rate, shared.weight_decay
     if shared.lora.plus_ratio is None:
         return torch.optim.AdamW(list(trained_weights(model).values()), lr=rate, weight_decay=decay, fused=True)
-    optimizer = create_loraplus_optimizer(
-        model,
-        torch.optim.AdamW,
-        lr=rate,
-        loraplus_lr_ratio=shared.lora.plus_ratio,
-        loraplus_weight_decay=decay,
-        fused=True,
-    )
+    plus = {"loraplus_lr_ratio": shared.lora.plus_ratio, "loraplus_weight_decay": decay}
+    optimizer = create_loraplus_optimizer(model, torch.optim.AdamW, lr=rate, **plus, fused=True)
     optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
     return optimizer  # type: ignore[no-any-return]
 
@@ -100,11 +94,8 @@ def save_adapter(model: PeftModel, folder: Path, initial: Path | None = None) ->
     an adapter of twice the rank that fits the original base.
     """
     # LoRA does not change the embeddings; to save them, PEFT would look the model up on the hub.
-    model.save_pretrained(
-        folder,
-        save_embedding_layers=False,
-        path_initial_model_for_weight_conversion=str(initial) if initial else None,
-    )
+    before = str(initial) if initial else None
+    model.save_pretrained(folder, save_embedding_layers=False, path_initial_model_for_weight_conversion=before)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

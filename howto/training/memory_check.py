@@ -53,19 +53,15 @@ def check_memory(engine: Engine, examples: list[Example], profile: ProfileTrain,
         have //= processes_on_host
     if need <= have:
         return need
-    settings = [
-        (size, checkpointing)
-        for size in range(profile.micro_batch_size, 0, -1)
-        for checkpointing in sorted({profile.gradient_checkpointing, True})
-        if profile.batch_size % size == 0
-    ]
+    sizes = [size for size in range(profile.micro_batch_size, 0, -1) if profile.batch_size % size == 0]
+    settings = [(size, again) for size in sizes for again in sorted({profile.gradient_checkpointing, True})]
     fitting = next((setting for setting in settings if needed(*setting) <= have), None)
     what = "Not even one row fits: use a smaller model, or lower train.max_length."
     if fitting:
         more = " and gradient_checkpointing: true" if fitting[1] and not profile.gradient_checkpointing else ""
         what = f"Set micro_batch_size: {fitting[0]}{more} under profiles.*.train in params.yaml."
-    sizes = f"expected {need / 2**30:.1f} GiB of free memory on {engine.device}, got {have / 2**30:.1f} GiB"
-    raise UserError(f"train: {sizes}. {what}")
+    memory = f"expected {need / 2**30:.1f} GiB of free memory on {engine.device}, got {have / 2**30:.1f} GiB"
+    raise UserError(f"train: {memory}. {what}")
 
 
 def _saved_bytes_per_token(engine: Engine, row: Example) -> float:

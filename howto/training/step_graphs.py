@@ -18,7 +18,7 @@ from howto.modeling.cuda_graphs import GraphCache
 if TYPE_CHECKING:
     from howto.modeling.collate import Batch
 
-REPLAY_TOLERANCE = 1e-2  # relative error beside a pass without a graph, whose kernels round in bfloat16
+REPLAY_TOLERANCE = 1e-2  # relative error to a pass without a graph, whose kernels round in bfloat16
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # token ids, position ids, row ends
 
 
