@@ -17,8 +17,7 @@ from howto.evaluation.config import Evaluate
 from howto.tools.cli import main
 from howto.tools.compare import Comparison, compare, differing_params, sensitivity, verdict
 from howto.tools.revision import Version
-from tests.conftest import ROOT
-from tests.pipeline.test_pipeline import run
+from tests.conftest import ROOT, run
 from tests.support.in_process import Done, run_here
 
 PARAMS = Evaluate(use_stemmer=False, confidence=0.95, resamples=500, seed=0, embedding_model=None)
