@@ -40,7 +40,6 @@ LONGEST = (
     "killed",
     "pipeline",
     "remotes",
-    "remote_faults",
     "ask",
     "two_hosts",
 )
@@ -188,11 +187,29 @@ ENVIRONMENT = {
 }
 
 
-def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in `folder`."""
+def call(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command, such as DVC's, in `folder`, with more environment variables."""
     return subprocess.run(
-        command, check=False, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+        command,
+        check=False,
+        cwd=folder,
+        env={**ENVIRONMENT, **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
+
+
+def run(folder: Path, *command: str) -> str:
+    """Run a command that must succeed; return what it prints."""
+    done = call(folder, *command)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def stages_run(output: str) -> list[str]:
+    """Return the stages that DVC ran, by its output. Those from its cache are not among them."""
+    return re.findall(r"Running stage '([^']+)'", output)
 
 
 def copy_code(folder: Path, *, metrics: bool = False) -> None:
@@ -221,8 +238,7 @@ def known(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["git", "add", "-A"],
             ["git", "commit", "-qm", "run"],
         ):
-            done = call(folder, *command)
-            assert done.returncode == 0, f"{command}: {done.stderr}"
+            run(folder, *command)
 
     return made_once(tmp_path_factory, "known", make)
 

@@ -16,7 +16,7 @@ from howto.core.schema import Prediction, Row, read_rows, write_rows
 from howto.tools.cli import main
 from howto.tools.compare import Comparison, compare_versions, differing, params_in_force
 from howto.tools.versions import Version
-from tests.pipeline.test_pipeline import run
+from tests.conftest import run
 from tests.support.answers import CONFIG, prediction, row
 from tests.support.in_process import Done, edit_params, run_here
 
