@@ -176,9 +176,10 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
 
     import torch
 
-    from howto.modeling.collate import encode, steps_of_epoch
+    from howto.modeling.collate import encode
     from howto.modeling.loading import load_tokenizer
     from howto.training.memory_check import peak_bytes
+    from howto.training.trainer import Trainer, epoch_order
 
     shared = params.section(Train)
     profile = ProfileTrain(
@@ -198,22 +199,20 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
     parameters = sum(
         w.numel() for n, w in model.named_parameters() if w.ndim == 2 and "lora" not in n and "embed" not in n
     )
-    steps = list(steps_of_epoch(examples, profile.batch_size, shared.seed, 1))
+    order = epoch_order(examples, shared.seed, 1)
     peak = peak_flops(device, getattr(torch, precision))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     if arguments.one.startswith("howto"):
         from howto.training.forward import Engine
-        from howto.training.trainer import Trainer
 
         engine = Engine(model, examples, shared, profile, tokenizer.eos_token_id)
         trainer = Trainer(engine, examples, [], shared, profile)
         with Clock(arguments.warm_up, device) as clock:
             losses = [loss for *_, loss in trainer.run().train]
-        run = Run(losses, clock.seconds, sum(len(row) for step in steps[arguments.warm_up :] for row in step))
+        run = Run(losses, clock.seconds, sum(map(len, order[arguments.warm_up * profile.batch_size :])))
     else:
-        ordered = [row for step in steps for row in step]
-        run = run_peer(arguments.one, model, ordered, shared, profile, arguments.model, warm_up=arguments.warm_up)
+        run = run_peer(arguments.one, model, order, shared, profile, arguments.model, warm_up=arguments.warm_up)
     memory = peak_bytes(device)
     speed = run.tokens / run.seconds
     return {

@@ -81,20 +81,17 @@ def train(params: Params, group: ProcessGroup) -> None:
     from howto.training.forward import Engine
     from howto.training.fsdp import shard_base
     from howto.training.lora import add_adapter, save_adapter
-    from howto.training.memory_check import check_memory, explains_out_of_memory, peak_bytes
+    from howto.training.memory_check import check_memory, peak_bytes
     from howto.training.trainer import Trainer
 
-    shared, profile, precision = (
-        params.section(Train),
-        params.section(ProfileTrain),
-        params.section(ProfileMachine).precision,
-    )
+    shared, profile = params.section(Train), params.section(ProfileTrain)
     fingerprint = Fingerprint([TRAIN, VALIDATION, BASE], params, [Train, ProfileTrain, Machine, ProfileMachine], CODE)
     group.check_same(fingerprint.parts(**versions(group.device)))
     tokenizer = load_tokenizer(BASE)
     train_set, validation_set = read_examples(tokenizer, shared)
 
     torch.manual_seed(shared.seed)  # before the adapter is initialised
+    precision = params.section(ProfileMachine).precision
     base = load_base(BASE, precision, torch.device("cpu") if profile.fsdp else group.device)
     model = add_adapter(base, shared.lora, BASE)
     checkpoints = initial = None
@@ -107,13 +104,12 @@ def train(params: Params, group: ProcessGroup) -> None:
     if profile.fsdp:
         shard_base(model, group)
 
-    with explains_out_of_memory(profile):
-        engine = Engine(model, train_set.examples, shared, profile, tokenizer.eos_token_id)
-        check_memory(engine, train_set.examples, profile, group.processes_on_host)
-        trainer = Trainer(engine, train_set.examples, validation_set.examples, shared, profile, group=group)
-        start = time.monotonic()
-        curve = trainer.run(checkpoints, write_curve if checkpoints else None)
-        seconds = time.monotonic() - start
+    engine = Engine(model, train_set.examples, shared, profile, tokenizer.eos_token_id)
+    check_memory(engine, train_set.examples, profile, group.processes_on_host)
+    trainer = Trainer(engine, train_set.examples, validation_set.examples, shared, profile, group=group)
+    start = time.monotonic()
+    curve = trainer.run(checkpoints, write_curve if checkpoints else None)
+    seconds = time.monotonic() - start
 
     if checkpoints:
         with atomic_folder(ADAPTER) as folder:

@@ -1,9 +1,7 @@
-"""Rows as token ids, in optimizer steps, and in batches for the forward pass."""
+"""Rows as token ids, and in batches for the forward pass."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -17,8 +15,6 @@ from howto.modeling.prompt import completion_ids, prompt_ids, shorten_input
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TILE_TOKENS = 128  # a GPU's matrix products compute whole tiles
 
 
 @dataclass(frozen=True)
@@ -85,29 +81,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: list[Row], max_length: int,
             encoded.shortened.append(row.id)
         encoded.examples.append(Example(row.id, prompt, completion))
     return encoded
-
-
-def steps_of_epoch(examples: list[Example], batch_size: int, seed: int, epoch: int) -> Iterator[list[Example]]:
-    """Yield the rows of each optimizer step of an epoch: all rows once, in an order drawn from seed and epoch."""
-    order = list(examples)
-    random.Random(f"order {seed} {epoch}").shuffle(order)
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
-def micro_batches(
-    examples: list[Example], size: int, pad: int, device: torch.device, *, packing: bool
-) -> Iterator[Batch]:
-    """Yield the rows in batches of at most `size`, sorted by length so that little is padded."""
-    by_length = sorted(examples, key=len)
-    for start in range(0, len(by_length), size):
-        rows = by_length[start : start + size]
-        if not packing:
-            yield collate(rows, pad, device)
-        elif device.type == "cpu":
-            yield pack(rows, device, share_prefix=True)
-        else:  # FlashAttention supports no shared prefix
-            yield pack(rows, device, multiple=TILE_TOKENS)
 
 
 def collate(examples: list[Example], pad: int, device: torch.device) -> Batch:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from howto.core.errors import UserError
-from howto.modeling.collate import Batch, Example, collate, micro_batches
+from howto.modeling.collate import Batch, Example, collate, pack
 from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora
 from howto.modeling.packed_attention import use_packed_attention
 from howto.training.config import ProfileTrain, Train
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 GRADIENT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.15}
 LOSS_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 1e-2}
 GPU_PROBE_ROWS = 8
+TILE_TOKENS = 128  # a GPU's matrix products compute whole tiles
 
 
 class Engine:
@@ -87,8 +88,16 @@ class Engine:
             self.graphs = TrainingGraphs(self.base.get_decoder(), weights, profile.micro_batch_size, shared.max_length)
 
     def batches(self, rows: list[Example]) -> Iterator[Batch]:
-        """Yield the rows in batches for one forward pass each."""
-        return micro_batches(rows, self._micro_batch_size, self._pad, self.device, packing=self.packing)
+        """Yield the rows in batches for one forward pass each, sorted by length so that little is padded."""
+        by_length = sorted(rows, key=len)
+        for start in range(0, len(rows), self._micro_batch_size):
+            part = by_length[start : start + self._micro_batch_size]
+            if not self.packing:
+                yield collate(part, self._pad, self.device)
+            elif self.device.type == "cpu":
+                yield pack(part, self.device, share_prefix=True)
+            else:  # FlashAttention supports no shared prefix
+                yield pack(part, self.device, multiple=TILE_TOKENS)
 
     def loss(self, batch: Batch, *, seed: int | None = None) -> torch.Tensor:
         """Return the loss as `response_loss` does, with dropout drawn from `seed`; without a seed there is none.

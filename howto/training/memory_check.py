@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
-from howto.core.errors import UserError, is_out_of_memory
+from howto.core.errors import UserError
 from howto.modeling.collate import Example
 from howto.training.cgroup import free_in_container
 from howto.training.config import ProfileTrain
@@ -43,7 +41,7 @@ def check_memory(engine: Engine, examples: list[Example], profile: ProfileTrain,
     lengths = sorted(map(len, examples), reverse=True)
 
     def needed(size: int, checkpointing: bool) -> int:
-        size = min(size, _rows_of_process(profile))
+        size = min(size, -(-profile.batch_size // profile.processes))  # this process's share of a step
         tokens = sum(lengths[:size]) if engine.packing else lengths[0] * min(size, len(lengths))
         per_token = (checkpointed if checkpointing else saved) + widest
         return int(MARGIN * (tokens * per_token + fixed))
@@ -101,23 +99,3 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-@contextmanager
-def explains_out_of_memory(profile: ProfileTrain) -> Iterator[None]:
-    """Turn any error for a lack of memory into a UserError that names the setting to change."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        size = min(profile.micro_batch_size, _rows_of_process(profile))
-        what = f"Set micro_batch_size: {size // 2}" if size > 1 else "Set gradient_checkpointing: true"
-        if size == 1 and profile.gradient_checkpointing:
-            what = "Lower train.max_length"
-        raise UserError(f"train: out of memory. {what} in params.yaml, or free memory.") from None
-
-
-def _rows_of_process(profile: ProfileTrain) -> int:
-    """Return the most rows of a step that one process gets."""
-    return -(-profile.batch_size // profile.processes)

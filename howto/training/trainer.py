@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from howto.modeling.async_copy import async_tolist
-from howto.modeling.collate import Batch, Example, steps_of_epoch
+from howto.modeling.collate import Batch, Example
 from howto.modeling.distributed.process_group import ProcessGroup
 from howto.training.config import ProfileTrain, Train
 from howto.training.lora import make_optimizer, trained_weights
@@ -76,7 +77,7 @@ class Trainer:
         self._optimizer = make_optimizer(engine.model, shared, profile)
         self._peak_rates = [parameters["lr"] for parameters in self._optimizer.param_groups]
         self._kept_adapter: dict[str, torch.Tensor] = {}
-        self._epoch, self._epoch_steps = -1, [[train_set[0]]]
+        self._epoch, self._order = -1, train_set
         self.curve = Curve()
         self.trainable = sum(weight.numel() for weight in self._weights.values())
         self.steps_per_epoch = math.ceil(len(train_set) / profile.batch_size)
@@ -141,9 +142,9 @@ class Trainer:
     def _rows(self, step: int) -> list[Example]:
         epoch, number = divmod(step, self.steps_per_epoch)
         if self._epoch != epoch:
-            steps = steps_of_epoch(self._train_set, self._profile.batch_size, self._shared.seed, epoch + 1)
-            self._epoch, self._epoch_steps = epoch, list(steps)
-        return self._epoch_steps[number]
+            self._epoch, self._order = epoch, epoch_order(self._train_set, self._shared.seed, epoch + 1)
+        start = number * self._profile.batch_size
+        return self._order[start : start + self._profile.batch_size]
 
     def _batches(self, rows: list[Example]) -> Iterator[tuple[Batch, bool]]:
         """Yield this process's batches of the rows, and whether they count.
@@ -243,6 +244,13 @@ class Trainer:
                     self._kept_adapter[name] = tensors[f"kept/{name}"].to(weight.device)
                 for key in ("step", "exp_avg", "exp_avg_sq"):
                     self._optimizer.state[weight][key] = tensors[f"{key}/{name}"].to(weight.device)
+
+
+def epoch_order(rows: list[Example], seed: int, epoch: int) -> list[Example]:
+    """Return the rows in the order in which an epoch, from 1, takes them."""
+    order = list(rows)
+    random.Random(f"order {seed} {epoch}").shuffle(order)
+    return order
 
 
 def _dropout_seed(seed: int, step: int, batch: int) -> int:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from howto.core.schema import Row, read_rows
-from howto.modeling.collate import collate, encode, pack, steps_of_epoch
+from howto.modeling.collate import collate, encode, pack
 from howto.modeling.loading import load_tokenizer
 from tests.support.models import example_rows
 
@@ -33,17 +33,6 @@ def test_labels_of_a_pack_are_those_of_its_rows(share_prefix: bool, multiple: in
     assert len(ids) % multiple == 0
     assert packed.labels.tolist() == [token for row in ROWS for token in row.completion]
     assert [ids[position + 1] for position in packed.label_positions.tolist()] == packed.labels.tolist()
-
-
-def test_an_epoch_has_every_row_once_in_an_order_drawn_from_seed_and_epoch() -> None:
-    def order(seed: int, epoch: int) -> list[str]:
-        steps = list(steps_of_epoch(ROWS, 5, seed, epoch))
-        assert [len(rows) for rows in steps] == [5, 5, 2]
-        return [row.id for rows in steps for row in rows]
-
-    orders = [order(42, 1), order(42, 2), order(43, 1)]
-    assert all(sorted(ids) == sorted(row.id for row in ROWS) for ids in orders)
-    assert len(set(map(tuple, orders))) == 3 and order(42, 1) == orders[0]
 
 
 def test_a_row_that_is_too_long_loses_context_or_is_left_out_and_keeps_its_answer(finished: Path) -> None:

@@ -14,8 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import howto.modeling.packed_attention
 import howto.training.compiled_layers
-import howto.training.forward
-from howto.modeling.collate import TILE_TOKENS, Batch, Example, pack
+from howto.modeling.collate import Batch, Example, pack
+from howto.training.forward import TILE_TOKENS, Engine
 
 
 @varlen._varlen_attn.register_kernel("cpu")
@@ -84,12 +84,9 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (howto.modeling.packed_attention, howto.training.compiled_layers):
         monkeypatch.setattr(module, "uses_flash_attention", lambda *_: True)
 
-    def micro_batches(
-        rows: list[Example], size: int, _: int, device: torch.device, *, packing: bool
-    ) -> Iterator[Batch]:
-        assert packing
+    def batches(self: Engine, rows: list[Example]) -> Iterator[Batch]:
         ordered = sorted(rows, key=len)
-        for start in range(0, len(ordered), size):
-            yield pack(ordered[start : start + size], device, multiple=TILE_TOKENS)
+        for start in range(0, len(rows), self._micro_batch_size):
+            yield pack(ordered[start : start + self._micro_batch_size], self.device, multiple=TILE_TOKENS)
 
-    monkeypatch.setattr(howto.training.forward, "micro_batches", micro_batches)
+    monkeypatch.setattr(Engine, "batches", batches)

@@ -10,11 +10,11 @@ from peft import PeftModel
 
 from benchmarks.train import run_peer
 from howto.core.schema import Row, read_rows
-from howto.modeling.collate import encode, steps_of_epoch
+from howto.modeling.collate import encode
 from howto.modeling.loading import load_base, load_tokenizer
 from howto.training.forward import Engine
 from howto.training.lora import add_adapter
-from howto.training.trainer import Trainer
+from howto.training.trainer import Trainer, epoch_order
 from tests.support.models import SHARED, train_profile
 
 
@@ -26,7 +26,7 @@ def test_thirty_steps_have_the_losses_of_a_peer(finished: Path, peer: str) -> No
     profile = train_profile(steps=30, learning_rate=5e-3, micro_batch_size=4)
     rows = read_rows(finished / "data/prepared/train.jsonl", Row)
     examples = encode(load_tokenizer(base), rows, 512, shorten=False).examples[:80]  # ten full batches
-    order = [row for epoch in (1, 2, 3) for step in steps_of_epoch(examples, 8, shared.seed, epoch) for row in step]
+    order = [row for epoch in (1, 2, 3) for row in epoch_order(examples, shared.seed, epoch)]
 
     def model() -> PeftModel:
         torch.manual_seed(shared.seed)

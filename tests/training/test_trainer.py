@@ -19,7 +19,7 @@ from howto.training.checkpoints import Checkpoints
 from howto.training.forward import Engine
 from howto.training.lora import add_adapter, trained_weights
 from howto.training.lr_schedule import learning_rate_factor
-from howto.training.trainer import Curve, Trainer
+from howto.training.trainer import Curve, Trainer, epoch_order
 from tests.conftest import run_stage
 from tests.support.models import SHARED, train_profile
 
@@ -97,6 +97,12 @@ def test_checkpointing_gives_the_same_gradient_also_with_dropout(tiny_run: Tiny,
     plain = gradient(tiny_run.engine("float64", **settings), tiny_run.rows[:8])
     again = gradient(tiny_run.engine("float64", **settings, gradient_checkpointing=True), tiny_run.rows[:8])
     torch.testing.assert_close(again, plain, rtol=1e-12, atol=1e-15)
+
+
+def test_an_epoch_has_every_row_once_in_an_order_drawn_from_seed_and_epoch(tiny_run: Tiny) -> None:
+    orders = [[row.id for row in epoch_order(tiny_run.rows, *drawn)] for drawn in ((42, 1), (42, 2), (43, 1), (42, 1))]
+    assert all(sorted(order) == sorted(row.id for row in tiny_run.rows) for order in orders)
+    assert len(set(map(tuple, orders))) == 3 and orders[0] == orders[3]
 
 
 def test_the_learning_rate_rises_from_zero_and_falls_to_it() -> None:
