@@ -242,7 +242,7 @@ def test_rows_that_match_a_given_test_are_rejected() -> None:
 
 
 def test_of_a_given_test_only_empty_and_repeated_rows_are_rejected_and_no_other_row_enters_it() -> None:
-    text, near = "A context that is given back.", "How do I mend the old kettle with a leak in the lid"
+    text, near = "A context that is given back.", "How do I fix " + " ".join(map(word, range(20)))
     test = [raw("Sum it up.", text, text), raw(near, "Solder it."), raw(near + "?!", "Solder  it"), raw("Empty?", "")]
     test += [raw(near + "s", "Solder it.")]
     made = prepared(plain(400), with_params(reject={"min_characters": 5}), test)
@@ -253,9 +253,11 @@ def test_of_a_given_test_only_empty_and_repeated_rows_are_rejected_and_no_other_
 
 
 def test_a_near_duplicate_is_rejected_and_a_row_with_another_answer_is_kept() -> None:
-    answer, other = (" ".join(map(word, range(start, start + 40))) for start in (0, 50))
+    answer, other, context = (" ".join(map(word, range(start, start + 40))) for start in (0, 50, 100))
     question = "How do I take the whole engine of this old car apart?"
-    made = prepared([*plain(40), raw(question, answer), raw(question + "?", answer + " Indeed."), raw(question, other)])
+    rows = [raw(question, answer), raw(question + "?", answer + " Indeed."), raw(question, other)]
+    rows += [raw("May I?", yes_or_no, context) for yes_or_no in ("You may.", "You may not.")]
+    made = prepared([*plain(40), *rows])
     assert [(row["reason"], row["detail"]) for row in made.rejected] == [("near_duplicate", f"is near to {SOURCE}:41")]
 
 

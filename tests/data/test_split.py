@@ -82,17 +82,18 @@ def test_a_validation_row_that_leaks_itself_takes_no_row_from_train() -> None:
     assert leaks([T, V, R], [1, 1, 3], [0, 9, 9]) == {"intent": [-1, 0, -1]}
 
 
-def test_near_intents_are_looked_for_once_an_intent_and_found_for_all_its_rows() -> None:
+def test_near_intents_are_looked_for_once_an_intent_and_a_row_that_leaks_takes_none_from_train() -> None:
     compared = []
 
     def is_near(one: int, other: int) -> bool:
         compared.append((one, other))
-        return True
+        return one - other == 1
 
     def index(rows: RowNumbers) -> NearIndex:
         bands = np.zeros((len(rows), 2), dtype=np.uint32)
         bands[-1] = [8, 9]  # the last intent shares no bucket with the others
         return NearIndex(bands, np.zeros((len(rows), 64), dtype=np.uint8), 0.8, is_near)
 
-    assert leaks([T, R, R, R], [10, 20, 20, 30], [0, 0, 0, 0], index) == {"near intent": [-1, 0, 0, -1]}
-    assert compared == [(1, 0)]
+    found = leaks([T, V, V, R, R], [10, 20, 20, 30, 40], [0, 0, 0, 0, 0], index)
+    assert found == {"near intent": [-1, 0, 0, -1, -1]}
+    assert compared == [(1, 0), (2, 0)]
