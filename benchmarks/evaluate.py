@@ -1,11 +1,11 @@
-"""How long the evaluation of many answers takes, all metrics, floors, intervals and the report.
+"""Measure how long the evaluation of many answers takes: all metrics, baselines, intervals and the report.
 
 python -m benchmarks.evaluate ROWS [--rows 15000]
 
-ROWS is a JSONL file in Dolly's columns. From its rows so many are made, by words that are exchanged, and as many for
-training. The base's answers are other rows' responses; the adapter's are the references, every sixth word exchanged.
-What is timed is `python -m stages.evaluate` in a folder of its own, start included; the same texts are then scored by
-Google's `rouge-score`, a hundred rows of them, for a comparison.
+ROWS is a JSONL file with Dolly's columns. The benchmark makes that many test rows, and as many training rows, from its
+rows by replacing words. The base answers are other rows' responses. The adapter's are the references with every sixth
+word replaced. It times `python -m stages.evaluate` in a folder of its own, start included. For comparison, it times
+Google's `rouge-score` on a hundred of the rows.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from howto.core.schema import Prediction, Row, input_of, write_rows
 from howto.evaluation.rouge import KINDS
 
 RESULT = Path(__file__).parent / "results" / "evaluate.json"
-BY_GOOGLE = 100  # rows
+GOOGLE_ROWS = 100
 
 
 def main() -> None:
-    """Make the rows, run the stage, print and keep the figures."""
+    """Make the rows, run the stage, and print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--rows", type=int, default=15_000)
@@ -52,9 +52,9 @@ def main() -> None:
         seconds = time.perf_counter() - start
         if process.returncode:
             sys.exit("the stage failed")
-        metrics = json.loads((folder / "metrics/metrics.json").read_text(encoding="utf-8"))
+        evaluation = json.loads((folder / "metrics/evaluation.json").read_text(encoding="utf-8"))
         report_mib = (folder / "metrics/report.html").stat().st_size / 2**20
-    google = seconds_by_google([(row.output, answer) for row, answer in zip(rows, answers, strict=True)][:BY_GOOGLE])
+    google = seconds_by_google([(row.output, answer) for row, answer in zip(rows, answers, strict=True)][:GOOGLE_ROWS])
     result = {
         "command": f"python -m benchmarks.evaluate {' '.join(sys.argv[1:])}",
         "date": datetime.now(UTC).date().isoformat(),
@@ -64,16 +64,16 @@ def main() -> None:
         "peak_memory_mib": round(peak / 2**20),
         "report_mib": round(report_mib, 1),
         "resamples": 10_000,
-        "rouge_score_package_seconds_for_both_models_alone": round(google * 2 * arguments.rows / BY_GOOGLE),
-        "adapter_rougeL": metrics["adapter"]["rougeL"],
-        "floors": metrics["floors"],
+        "rouge_score_package_seconds_for_both_models_alone": round(google * 2 * arguments.rows / GOOGLE_ROWS),
+        "adapter_rougeL": evaluation["adapter"]["rougeL"],
+        "baselines": evaluation["baselines"],
     }
     print(json.dumps(result, indent=2))
     write_json(RESULT, result)
 
 
 def make_files(folder: Path, real: list[dict[str, str]], count: int) -> tuple[list[Row], list[str]]:
-    """What the stage reads; the test rows, and the adapter's answers to them."""
+    """Write what the stage reads, and return the test rows and the adapter's answers."""
     shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
     (folder / "metrics").mkdir()
     for name in ("train.json", "train_loss.csv", "validation_loss.csv"):
@@ -119,7 +119,7 @@ def make_files(folder: Path, real: list[dict[str, str]], count: int) -> tuple[li
 
 
 def seconds_by_google(pairs: list[tuple[str, str]]) -> float:
-    """What Google's package takes for all kinds of ROUGE."""
+    """Return the seconds that Google's package takes for all kinds of ROUGE."""
     from rouge_score import rouge_scorer
 
     scorer = rouge_scorer.RougeScorer(list(KINDS), use_stemmer=True)

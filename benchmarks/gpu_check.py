@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.gpu_attention import decode_attention, packed_attention
-from benchmarks.gpu_decoding import decoding, flight_and_decoder, requests
+from benchmarks.gpu_decoding import cache_and_decoder, decoding, requests
 from benchmarks.gpu_setup import Check, Figures, first_line, machine, waiting
 from benchmarks.gpu_training import peers, profiled, self_check, training
 from howto.core.atomic import write_json
@@ -37,9 +37,9 @@ def synchronizations(check: Check) -> Figures:
     trainer = Trainer(engine, examples, [], check.shared, check.profile(4))
     with waiting(check) as in_training:
         trainer.run()
-    decoder = flight_and_decoder(check, check.model(), 8)[1]
+    decoder = cache_and_decoder(check, check.model(), 8)[1]
     with waiting(check) as in_decoding:
-        list(decoder.answers(requests(check, 8)))
+        list(decoder.decode(requests(check, 8)))
     return {"training, 4 steps": dict(in_training), "decoding": dict(in_decoding)}
 
 

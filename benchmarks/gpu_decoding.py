@@ -1,4 +1,4 @@
-"""Section H of `gpu_check`: answers, by this project and by transformers' generate."""
+"""Section H of `gpu_check`: answers of this project and of transformers' generate."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from benchmarks.gpu_setup import Check, Figures, profile_of
 
 
 def requests(check: Check, count: int) -> list[Any]:
-    """Real prompts to be answered."""
+    """Return requests with real prompts."""
     from howto.inference.decoder import Request
 
-    return [Request(number, row.prompt) for number, row in enumerate(check.examples(count))]
+    return [Request(example) for example in check.examples(count)]
 
 
-def flight_and_decoder(check: Check, model: Any, count: int) -> tuple[Any, Any]:
-    """The cache for so many rows in flight, and the decoder over it."""
+def cache_and_decoder(check: Check, model: Any, count: int) -> tuple[Any, Any]:
+    """Return a KV cache for `count` rows, and its decoder."""
     import torch
 
     from howto.inference.decoder import Decoder
-    from howto.inference.generator import PROBE
-    from howto.inference.kv_cache import Slots, use_slots
+    from howto.inference.generator import PROBE_PROMPT
+    from howto.inference.kv_cache import KVCache, use_kv_cache
     from howto.modeling.fused_lora import use_fused_norms
     from howto.modeling.prompt import prompt_ids
 
@@ -30,35 +30,35 @@ def flight_and_decoder(check: Check, model: Any, count: int) -> tuple[Any, Any]:
     new = 8 if check.tiny else 128
     longest = max(len(row.prompt) for row in check.examples(512 if not check.tiny else 16))
     with torch.inference_mode():
-        if not use_slots(model, prompt_ids(check.tokenizer, *PROBE)):
-            raise RuntimeError("use_slots refused the model")
-    flight = Slots(model, count, longest + new)
+        if not use_kv_cache(model, prompt_ids(check.tokenizer, *PROBE_PROMPT)):
+            raise RuntimeError("the model does not work with KVCache")
+    cache = KVCache(model, count, longest + new)
     decoding = check.decoding.model_copy(update={"max_new_tokens": new})
-    return flight, Decoder(model, flight, check.tokenizer, decoding)
+    return cache, Decoder(model, cache, check.tokenizer, decoding)
 
 
 def decoding(check: Check) -> Figures:
     """H. Answers to 512 prompts, 256 rows in flight: base and adapter, with graphs and without."""
 
-    from howto.inference.generator import PROBE, use_unmerged
+    from howto.inference.generator import PROBE_PROMPT, use_unmerged_adapter
     from howto.modeling.prompt import prompt_ids
 
     prompts, at_once = (16, 8) if check.tiny else (512, 256)
-    wanted = requests(check, prompts)
+    asked = requests(check, prompts)
     found: Figures = {}
     for name in ("base", "adapter"):
         model = check.model() if name == "base" else check.adapted().eval()
         if name == "adapter":
-            use_unmerged(model, check.dtype, prompt_ids(check.tokenizer, *PROBE))
-        flight, decoder = flight_and_decoder(check, model, at_once)
+            use_unmerged_adapter(model, check.dtype, prompt_ids(check.tokenizer, *PROBE_PROMPT))
+        cache, decoder = cache_and_decoder(check, model, at_once)
         ways = ("first run", "second run", "no graphs") if name == "base" else ("first run", "second run")
         for way in ways:
             if way == "no graphs":
-                flight._graphs = None
+                cache._graphs = None
             check.reset_memory()
             check.synchronize()
             start = time.perf_counter()
-            answers = list(decoder.answers(wanted if way != "no graphs" else wanted[:at_once]))
+            answers = list(decoder.decode(asked if way != "no graphs" else asked[:at_once]))
             check.synchronize()
             seconds = time.perf_counter() - start
             tokens = sum(answer.new_tokens for answer in answers)
@@ -66,32 +66,32 @@ def decoding(check: Check) -> Figures:
                 "tokens_per_second": round(tokens / seconds),
                 "seconds": round(seconds, 2),
                 "answers": len(answers),
-                "graphs": len(flight._graphs._captured) if flight._graphs else 0,
+                "graphs": len(cache._graphs._replays) if cache._graphs else 0,
                 "peak_memory_mib": check.peak_memory(),
             }
-        found[f"{name}, a step"] = one_step(check, flight)
+        found[f"{name}, a step"] = one_step(check, cache)
     found["generate"] = generate(check, at_once)
     return found
 
 
-def one_step(check: Check, flight: Any) -> Figures:
-    """A step of all rows at a reach of 300 places: its time, and its kernels without a graph."""
+def one_step(check: Check, cache: Any) -> Figures:
+    """Return the time of a step of all rows that attend to 300 positions, and its kernels without a graph."""
     import torch
 
-    longest = 20 if check.tiny else 300
-    tokens, places = (torch.full((flight.capacity,), n, device=check.device) for n in (5, longest - 1))
+    reach = 20 if check.tiny else 300
+    tokens, positions = (torch.full((cache.capacity,), n, device=check.device) for n in (5, reach - 1))
     with torch.inference_mode():
-        taken = check.milliseconds(lambda: flight.step(tokens, places, longest))
-        seen = profile_of(check, lambda: flight.pass_through(tokens, places, longest), 1)
+        taken = check.milliseconds(lambda: cache.decode(tokens, positions, reach))
+        seen = profile_of(check, lambda: cache.decode_eagerly(tokens, positions, reach), 1)
     return {"milliseconds": taken, **seen}
 
 
 def generate(check: Check, rows: int) -> Figures:
-    """Transformers' own generate on one batch of the same prompts."""
+    """Measure transformers' own generate on one batch of the same prompts."""
     import torch
 
     model = check.model()
-    prompts = [request.prompt for request in requests(check, rows)]
+    prompts = [request.row.prompt for request in requests(check, rows)]
     longest, new = max(map(len, prompts)), 4 if check.tiny else 64
     pad = check.tokenizer.eos_token_id
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=check.device)

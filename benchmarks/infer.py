@@ -6,12 +6,12 @@ python -m benchmarks.infer FOLDER --random-weights --data ROWS [--device cuda] [
     FOLDER has a tokenizer and a config.json (../shared/data/tinyllama), ROWS is a JSON-lines file in Dolly's columns.
     Weights are random, so that time and memory are real and the text is noise; no answer ends by itself.
 
-Rows a second count from a loaded model to the last answer: loading, merging and warming up are not timed. On a GPU each
-engine is warmed up first: engines that capture graphs, which are of the sizes that come up, do all of their work once,
-and `generate` answers a few prompts in a few tokens. `generate_8` is what one writes first: batches of 8 in file order,
-padded on the left, with the adapter as PEFT loads it; `generate_64_sorted` takes batches of 64, the longest prompts
-first; `continuous_batching` is transformers' own. Each runs in this process, one after the other. `same_answers` is the
-share of answers that are those of `generate` row by row in the same precision.
+Time starts when the model is loaded, merged and warmed up, and ends with the last answer. On a GPU each engine is
+warmed up: engines that capture graphs do all of their work once, and `generate` answers a few prompts in a few tokens.
+`generate_8` is the usual way: batches of 8 in file order, padded on the left, with the adapter as PEFT loads it.
+`generate_64_sorted` uses batches of 64, the longest prompts first. `continuous_batching` is transformers' own. All run
+in this process, one after the other. `same_answers` is the share of answers equal to those of `generate` row by row in
+the same precision.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ FEW_PROMPTS, FEW_TOKENS = 16, 8  # that `generate` is warmed up with
 
 
 def main() -> None:
-    """Measure, print and keep the figures."""
+    """Measure, print and save the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path())
     parser.add_argument("--random-weights", action="store_true")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--precision", choices=("float32", "bfloat16"), help="else: float32 on a CPU, bfloat16 on a GPU"
+        "--precision", choices=("float32", "bfloat16"), help="default: float32 on a CPU, bfloat16 on a GPU"
     )
     parser.add_argument("--rows", type=int, default=120)
-    parser.add_argument("--checked", type=int, default=16, help="rows that are also answered one by one")
-    parser.add_argument("--batch-size", type=int, help="rows in flight (else: the profile's)")
+    parser.add_argument("--checked", type=int, default=16, help="rows that `generate` also answers one by one")
+    parser.add_argument("--batch-size", type=int, help="rows in flight (default: the profile's)")
     parser.add_argument("--max-new-tokens", type=int)
     parser.add_argument("--peers", nargs="*", default=["generate_8", "generate_64_sorted", "continuous_batching"])
-    parser.add_argument("--warm-up", action=argparse.BooleanOptionalAction, help="else: on a GPU alone")
-    parser.add_argument("--output", type=Path, help="where the figures are kept, if not in benchmarks/results")
+    parser.add_argument("--warm-up", action=argparse.BooleanOptionalAction, help="default: on a GPU only")
+    parser.add_argument("--output", type=Path, help="default: a file in benchmarks/results")
     arguments = parser.parse_args()
     warm_up = arguments.device == "cuda" if arguments.warm_up is None else arguments.warm_up
     params = read_params(Path(__file__).parent.parent / "params.yaml")
@@ -128,19 +128,18 @@ def measure(
     checked: int,
     warm_up: bool,
 ) -> dict[str, dict[str, float]]:
-    """Figures of this project and of its peers."""
+    """Return the figures of this project and of its peers."""
     import torch
 
     from howto.modeling.loading import load_adapter, load_base, load_tokenizer
-    from howto.modeling.prompt import prompt_ids
 
     ours = Ours(base, adapter, rows, decoding, size=size, precision=precision, device=device)
-    measured = {"howto": timed("howto", ours.answer, ours.answer if warm_up else None, len(ours.wanted), device)}
-    found, numbers, inputs = ours.found, [number for number, _ in ours.wanted], ours.inputs
-    del ours  # its memory is not that of the peers
+    measured = {"howto": timed("howto", ours.answer, ours.answer if warm_up else None, len(ours.requests), device)}
+    prompts = [request.row.prompt for request in ours.requests]
+    answers = [ours.answers[request] for request in ours.requests]
+    del ours  # free its memory for the peers
     gc.collect()
     tokenizer = load_tokenizer(base)
-    prompts = [prompt_ids(tokenizer, rows[number].instruction, inputs[number] or "") for number in numbers]
     model = load_adapter(load_base(base, precision, device), adapter, base)
     for name in peers:
         try:
@@ -154,8 +153,8 @@ def measure(
         with torch.inference_mode():
             alone = [peer.batch([place])[0] for place in range(min(checked, len(prompts)))]
         same = [
-            found[number] == tokenizer.decode(ids, skip_special_tokens=True).strip()
-            for ids, number in zip(alone, numbers, strict=False)
+            answer == tokenizer.decode(ids, skip_special_tokens=True).strip()
+            for ids, answer in zip(alone, answers, strict=False)
         ]
         measured["howto"]["same_answers"] = round(sum(same) / len(same), 4)
     for figures in measured.values():
@@ -166,7 +165,7 @@ def measure(
 def timed(
     name: str, work: Callable[[], int], warm_up: Callable[[], object] | None, rows: int, device: Any
 ) -> dict[str, float]:
-    """Return seconds, rows and new tokens a second of work that returns its new tokens; the warm-up is not timed."""
+    """Return the speed of `work`, which returns its number of new tokens; the warm-up is not timed."""
     import torch
 
     from howto.training.memory_check import peak_bytes
@@ -192,30 +191,29 @@ def timed(
 
 
 class Ours:
-    """This project's way: loaded, merged, checked, and ready to answer."""
+    """This project's generator, loaded and with encoded rows."""
 
     def __init__(
         self, base: Path, adapter: Path, rows: list[Row], decoding: Infer, *, size: int, precision: str, device: Any
     ) -> None:
-        from howto.inference.generator import Answering
+        from howto.inference.decoder import Request
+        from howto.inference.generator import Generator
 
-        self._answering = Answering(base, adapter, decoding, batch_size=size, precision=precision, device=device)
-        self._rows = rows
-        self.inputs = self._answering.fit(rows)
-        self.wanted = [(number, 0) for number, text in enumerate(self.inputs) if text is not None]
-        self.found: dict[int, str] = {}  # answers, by the number of the row
+        self._generator = Generator(base, adapter, decoding, batch_size=size, precision=precision, device=device)
+        self.requests = [Request(row) for row in map(self._generator.encode, rows) if row.prompt]
+        self.answers: dict[Request, str] = {}
 
     def answer(self) -> int:
         """Answer all rows that fit, and return the number of new tokens."""
         tokens = 0
-        for number, _, answer in self._answering.answers(self._rows, self.inputs, self.wanted, bar="howto"):
-            self.found[number] = answer.text
+        for answer in self._generator.generate(self.requests, progress="howto"):
+            self.answers[answer.request] = answer.text
             tokens += answer.new_tokens
         return tokens
 
 
 class Peer:
-    """The ways of transformers."""
+    """The engines of transformers."""
 
     def __init__(self, model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> None:
         from transformers import GenerationConfig
@@ -228,7 +226,7 @@ class Peer:
 
     @classmethod
     def of(cls, name: str, model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> Peer:
-        """Return a peer with the model that this way of it needs: continuous batching wants the adapter merged."""
+        """Return a peer for the engine `name`: continuous batching needs the adapter merged."""
         if name == "continuous_batching":
             model = copy.deepcopy(model).merge_and_unload()
         return cls(model, tokenizer, prompts, max_new_tokens)
@@ -236,7 +234,7 @@ class Peer:
     def warm_up(self, name: str) -> None:
         """Do some of the work, or all of it if graphs of its sizes are captured.
 
-        The prompts are read backwards, so that nothing that is kept of them shortens the work that is timed.
+        The prompts are reversed, so that no cached prefix shortens the timed work.
         """
         prompts, tokens = [prompt[::-1] for prompt in self._prompts], self._config.max_new_tokens
         if name != "continuous_batching":
@@ -252,14 +250,14 @@ class Peer:
         return self._all(sorted(range(len(self._prompts)), key=lambda place: -len(self._prompts[place])), 64)
 
     def continuous_batching(self) -> int:
-        """By transformers' `generate_batch`; what it has set up is kept for the next time."""
+        """By transformers' `generate_batch`, with a manager that persists between calls."""
         generate = self._model.generate_batch
         more = {"persistent_manager": True} if "persistent_manager" in inspect.signature(generate).parameters else {}
         outputs = generate(inputs=self._prompts, generation_config=self._config, progress_bar=False, **more)
         return sum(len(output.generated_tokens) for output in outputs.values())
 
     def batch(self, places: list[int]) -> list[list[int]]:
-        """The new tokens of some prompts, without the end of sequence."""
+        """Return the new tokens of some prompts, without the end of sequence."""
         import torch
 
         longest = max(len(self._prompts[place]) for place in places)
@@ -283,7 +281,7 @@ class Peer:
 
 
 def random_model(folder: Path, target: Path, train: Train, precision: str) -> tuple[Path, Path]:
-    """A base of the shape in FOLDER/config.json, and an adapter whose B is not 0, both of random weights."""
+    """Save a base of the shape in FOLDER/config.json and an adapter with nonzero B, both with random weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -305,7 +303,7 @@ def random_model(folder: Path, target: Path, train: Train, precision: str) -> tu
 
 
 def name_of(device: Any) -> str:
-    """What the figures were measured on."""
+    """Return the name of the device."""
     import torch
 
     return torch.cuda.get_device_name() if device.type == "cuda" else "cpu"

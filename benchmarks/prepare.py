@@ -1,12 +1,12 @@
-"""How fast `prepare` is, and how much memory it takes, as the number of rows grows tenfold and tenfold again.
+"""Measure the time and the memory of `prepare` as the number of rows grows tenfold, twice.
 
-python -m benchmarks.prepare FOLDER [--rows 15000 150000 1500000] [--keep FOLDER]
+python -m benchmarks.prepare FOLDER [--rows 15000 150000 1500000] [--scratch FOLDER]
 
-FOLDER holds real rows in Dolly's columns (JSONL). The rows measured are made from them, each with a perturbation of its
-own: 96 in 100 have every third word of every text replaced by one from the other rows, so that they are rows of their
-own; 3 are one of these with every fiftieth word of the longest text replaced (near-duplicates), and 1 is a copy. The
-stage runs as `dvc repro` runs it, with params.yaml as it is committed. Time is wall-clock from start to exit; memory is
-the peak of the resident set sizes of the stage and its processes together, sampled 20 times a second.
+FOLDER holds real rows in Dolly's columns (JSONL). The measured rows are made from them. In 96 of 100, every third word
+of every text is replaced by a word of another row, so that no two rows are similar. 3 of 100 are near-duplicates: one
+of the last thousand rows with every fiftieth word of its longest text replaced. 1 of 100 is a copy. The stage runs as
+`dvc repro` runs it, with the committed params.yaml. Time is wall-clock from start to exit. Memory is the peak of the
+resident set sizes of the stage and its processes together, sampled 20 times a second.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from howto.core.atomic import write_json
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("instruction", "context", "response")
-OF_ITS_OWN, NEAR_DUPLICATE = 0.96, 0.99  # cumulative shares; what is left are copies
+NEW, NEAR_DUPLICATE = 0.96, 0.99  # cumulative shares; the rest are copies
 
 
 def main() -> None:
@@ -67,30 +67,30 @@ def main() -> None:
 
 
 def make_rows(real: list[dict[str, str]], rows: int, path: Path) -> None:
-    """Write so many rows, made from the real ones from a fixed seed."""
+    """Write rows made from the real ones, with a fixed seed."""
     random = Random(rows)
-    # Words beyond ASCII are left out, or more rows would have some than the real ones have.
+    # Words beyond ASCII are left out, so that no more rows have some than in the real ones.
     words = sorted({word for row in real for word in row["response"].split(" ") if word.isascii()})
     path.parent.mkdir(parents=True)
     made: list[dict[str, str]] = []  # the last thousand
     with path.open("w", encoding="utf-8") as file:
         for number in tqdm(range(rows), desc=f"make {rows} rows", disable=None):
-            fate = random.random()
-            if fate < OF_ITS_OWN or not made:
+            draw = random.random()
+            if draw < NEW or not made:
                 row = dict(real[number % len(real)])
                 row |= {column: perturbed(row[column], 1 / 3, words, random) for column in COLUMNS}
                 made.append(row)
                 del made[:-1000]
             else:
                 row = dict(random.choice(made))
-                if fate < NEAR_DUPLICATE:
+                if draw < NEAR_DUPLICATE:
                     longest = max(COLUMNS, key=lambda column: len(row[column]))
                     row[longest] = perturbed(row[longest], 1 / 50, words, random)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def perturbed(text: str, share: float, words: list[str], random: Random) -> str:
-    """The text with that share of its words, at least one, replaced by others."""
+    """Return the text with that share of its words, at least one, replaced by others."""
     if not text:
         return text
     parts = text.split(" ")
@@ -100,7 +100,7 @@ def perturbed(text: str, share: float, words: list[str], random: Random) -> str:
 
 
 def measure(folder: Path, rows: int) -> dict[str, float]:
-    """Run the stage in `folder`."""
+    """Run the stage in `folder`, and return its time, its memory and its counts."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     start = time.perf_counter()
     with subprocess.Popen([sys.executable, "-m", "stages.prepare"], cwd=folder, env=environment) as process:
@@ -121,7 +121,7 @@ def measure(folder: Path, rows: int) -> dict[str, float]:
 
 
 def samples(process: subprocess.Popen[bytes]) -> Iterator[int]:
-    """The memory of the process and its children, until it ends."""
+    """Yield the memory of a process and its children until it ends."""
     watched = psutil.Process(process.pid)
     while process.poll() is None:
         yield resident(watched)
@@ -129,7 +129,7 @@ def samples(process: subprocess.Popen[bytes]) -> Iterator[int]:
 
 
 def resident(process: psutil.Process) -> int:
-    """Bytes that the process and its children hold in memory."""
+    """Return the bytes that a process and its children hold in memory."""
     total = 0
     for one in [process, *children(process)]:
         try:
@@ -140,7 +140,7 @@ def resident(process: psutil.Process) -> int:
 
 
 def children(process: psutil.Process) -> list[psutil.Process]:
-    """The processes below this one."""
+    """Return the processes that a process started, and those that they started."""
     try:
         return list(process.children(recursive=True))
     except psutil.NoSuchProcess:
@@ -148,7 +148,7 @@ def children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def cpu_name() -> str:
-    """The CPU, as Linux names it."""
+    """Return the name of the CPU."""
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     names = [line.split(": ", 1)[1] for line in text.splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor()

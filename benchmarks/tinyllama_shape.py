@@ -69,7 +69,8 @@ def measure(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from howto.inference.generator import Answering
+    from howto.inference.decoder import Request
+    from howto.inference.generator import Generator
     from howto.modeling.collate import encode
     from howto.modeling.loading import load_base, load_tokenizer
     from howto.training.forward import Engine
@@ -100,9 +101,9 @@ def measure(
     save_adapter(model, adapter)
     del model, engine
     decoding = read_params().section(Infer).model_copy(update={"max_new_tokens": NEW_TOKENS})
-    tuned = Answering(base, adapter, decoding, batch_size=1, precision=arguments.precision, device=device)
+    generator = Generator(base, adapter, decoding, batch_size=1, precision=arguments.precision, device=device)
     start_generation = time.perf_counter()
-    ((_, _, answer),) = tuned.answers(rows[:1], tuned.fit(rows[:1]), [(0, 0)])
+    (answer,) = generator.generate([Request(generator.encode(rows[0]))])
     tokens = sum(len(example) for example in examples)
     return {
         "command": f"python -m benchmarks.tinyllama_shape {shlex.join(sys.argv[1:])}",

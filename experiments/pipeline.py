@@ -87,7 +87,7 @@ def run_in(folder: Path, params: str) -> dict[str, Any]:
 
 def figures(folder: Path, costs: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run in `folder` found and cost: scores with intervals, baselines, groups, time and memory."""
-    metrics = _json(folder / "metrics/metrics.json")
+    metrics = _json(folder / "metrics/evaluation.json")
     train, speed = _json(folder / "metrics/train.json"), _json(folder / "metrics/train_speed.json")
     with (folder / "metrics/slices.csv").open(encoding="utf-8", newline="") as file:
         groups = [line for line in csv.DictReader(file) if line["slice"] == "category"]
@@ -97,7 +97,7 @@ def figures(folder: Path, costs: Mapping[str, Any]) -> dict[str, Any]:
         "base": {key: metrics["base"][key] for key in KEPT if key in metrics["base"]},
         "adapter": {key: metrics["adapter"][key] for key in KEPT if key in metrics["adapter"]},
         "delta": metrics["delta"],
-        "baselines": metrics["floors"],
+        "baselines": metrics["baselines"],
         "training": {
             **{key: train[key] for key in ("steps", "tokens", "kept_epoch", "validation_loss")},
             "tokens_per_second": speed["tokens_per_second"],

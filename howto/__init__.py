@@ -1,5 +1,5 @@
-"""What the stages know: prompts, rows, params, scores."""
+"""Fine-tune a chat model to write step-by-step instructions, and measure what that bought."""
 
 from howto.core.instruction_set import set_environment
 
-set_environment()  # here, because it has no effect once NumPy is imported
+set_environment()  # before anything imports NumPy

@@ -2,7 +2,7 @@
 
 import sys
 
-if sys.argv[0] == "-m":  # `python -m stages.<name>`, whose libraries are still to be loaded
-    from howto.core.process import ends_while_loading
+if sys.argv[0] == "-m":  # `python -m stages.<name>`, before its imports
+    from howto.core.process import exit_while_loading
 
-    ends_while_loading()
+    exit_while_loading()

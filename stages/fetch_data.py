@@ -7,67 +7,72 @@ writes:  data/raw/rows/, and data/raw/test/ where held-out rows come from a plac
 from __future__ import annotations
 
 import argparse
-from functools import partial
+import os
+import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from howto.core.atomic import atomic_folder
 from howto.core.errors import UserError, reports_errors
 from howto.core.hashing import check_sha256
 from howto.core.output_lock import output_lock
-from howto.core.paths import RAW
+from howto.core.paths import RAW, RAW_ROWS, RAW_TEST
 from howto.params import read_params
-from howto.sources.config import Data, RowSource
-from howto.sources.files import copy_files, is_local, row_files
-from howto.sources.shards import local_shards
+from howto.sources.config import Data
+from howto.sources.files import copy_files, is_local, local_files, row_files, unread_files
 
 
 @reports_errors
 def main() -> None:
     """Run the stage."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    params = read_params()
-    data = params.section(Data)
-    done = {}
+    if not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when a library imports it
+    data = read_params().section(Data)
     with output_lock(RAW), atomic_folder(RAW) as folder:
-        done["rows"] = bring(data.rows(), folder / "rows")
+        done = [f"{fetch(data, 'data.', folder / RAW_ROWS.name)} -> {RAW_ROWS}"]
         if test := data.test():
-            done["test"] = bring(test, folder / "test")
-    for name, what in done.items():
-        print(f"fetch_data: {what} -> {RAW / name}")
+            done.append(f"{fetch(test, 'data.test_', folder / RAW_TEST.name)} -> {RAW_TEST}")
+    print("\n".join(f"fetch_data: {line}" for line in done))
 
 
-def bring(rows: RowSource, folder: Path) -> str:
-    """Copy or download the files of one source as they are, and say which they are.
+def fetch(data: Data, key: str, folder: Path) -> str:
+    """Copy or download the rows of one source into `folder`, and describe them. `key` names `data` in messages.
 
     Raises:
-        UserError: the source cannot be had, holds no rows, or its files have not the wanted sha256.
+        UserError: the source cannot be read, has no rows, or has another sha256 than params.yaml.
     """
-    if is_local(rows.source, rows.revision, rows.key):
-        source = Path(rows.source).expanduser()
-        if _overlap(source.resolve(), RAW.resolve()):
-            raise UserError(
-                f"{source}: it overlaps with {RAW}, which this stage replaces; keep your rows in another folder"
-            )
-        shards = local_shards(source, rows.file, rows.key)
-        copy_files(shards, folder)
-        return f"copied {source} ({checked(rows, folder, shards)})"
+    folder.mkdir()
+    if is_local(data.source, data.revision or data.config or data.split, f"{key}source"):
+        source, raw = Path(data.source).expanduser(), RAW.resolve()
+        if source.resolve().is_relative_to(raw) or raw.is_relative_to(source.resolve()):
+            raise UserError(f"{source}: it overlaps with {RAW}, which this stage replaces. Keep your rows elsewhere.")
+        files = local_files(source, data.file, f"{key}source")
+        names = select(data, key, files) if source.is_dir() else list(files)
+        copy_files({name: files[name] for name in names}, folder)
+        done = f"copied {data.source}"
+    else:
+        from howto.sources.hub import open_repository
+        from howto.sources.hub_splits import declares_configs, write_split
 
-    from howto.sources.hub import downloaded
-
-    choose = partial(row_files, pattern=rows.file, said=rows.source, key=rows.key)
-    with downloaded(rows.source, "dataset", rows.revision, choose) as snapshot:
-        copy_files(snapshot.files, folder)
-        return f"downloaded {rows.source} at revision {snapshot.commit} ({checked(rows, folder, snapshot.files)})"
-
-
-def checked(rows: RowSource, folder: Path, files: dict[str, Path]) -> str:
-    """Check the sha256 of the files that were brought, and say it. Raises as `bring`."""
-    digest = check_sha256(folder, list(files), rows.sha256, rows.source)
-    return f"{len(files)} file{'s' if len(files) > 1 else ''}, sha256 {digest}"
+        repository = open_repository(data.source, "dataset", data.revision)
+        done = f"downloaded {data.source} at revision {repository.commit}"
+        if data.config or data.split or (not data.file and declares_configs(repository)):
+            names = ["rows.jsonl"]
+            done += f", {write_split(repository, data, key, folder / names[0])}"
+        else:
+            names = select(data, key, repository.names)
+            copy_files(repository.fetch(names), folder)
+    digest = check_sha256(folder, names, data.sha256, data.source)
+    return f"{done} ({len(names)} file{'s' if len(names) > 1 else ''}, sha256 {digest})"
 
 
-def _overlap(one: Path, other: Path) -> bool:
-    return one.is_relative_to(other) or other.is_relative_to(one)
+def select(data: Data, key: str, names: Collection[str]) -> list[str]:
+    """Return the files with rows, and print which others of the source are left out. Raises as `fetch`."""
+    selected = row_files(names, data.file, data.source, f"{key}source")
+    if not data.file and (unread := unread_files(names)):
+        print(f"fetch_data: {data.source}: {unread}")
+    return selected
 
 
 if __name__ == "__main__":

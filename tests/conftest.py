@@ -1,4 +1,4 @@
-"""What the tests share: a workplace with a tiny model, and the stages run as a user runs them."""
+"""Fixtures and helpers for all tests: a tiny model, a finished run, and stages run as a user runs them."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ import howto  # noqa: F401  # before a test imports NumPy
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-os.environ["GOMP_SPINCOUNT"] = "1000"  # two processes of tests share the cores: waiting threads sleep soon
-os.environ["DVC_NO_ANALYTICS"] = "1"  # also in projects that a test begins with `dvc init`
-# What a shell starts in the background ignores Ctrl-C, under nohup SIGHUP too, and so would all that the tests start.
+os.environ["GOMP_SPINCOUNT"] = "1000"  # test processes share the cores, so waiting threads must not spin for long
+os.environ["DVC_NO_ANALYTICS"] = "1"  # also in projects that a test creates with `dvc init`
+# Background jobs of a shell ignore SIGINT, and under nohup SIGHUP. Processes that tests start must not inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
-pytest_plugins = ["tests.support.doctoring", "tests.support.fetching"]  # its fixtures
+pytest_plugins = ["tests.support.fetching"]
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"
 
-# Files that take a minute or more. They begin first, or one process would still be at them when the others are done.
+# Files that take a minute or more. They start first, so that no process is left alone with one at the end.
 LONGEST = (
-    "instruction_set",
+    "portability",
     "worker",
     "infer_killed",
     "group",
     "killed",
     "pipeline",
     "remotes",
-    "remote_faults",
     "ask",
     "two_hosts",
 )
@@ -56,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Real Dolly rows and TinyLlama's real tokenizer, where this machine has them."""
+    """Return the folder of real Dolly rows and TinyLlama's real tokenizer, on machines that have it."""
     if not REAL.is_dir():
         pytest.skip("the real data is not beside the project on this machine")
     return REAL
@@ -64,18 +63,18 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="module")
 def tinyllama(real_data: Path) -> PreTrainedTokenizerBase:
-    """TinyLlama's real tokenizer."""
+    """Return TinyLlama's real tokenizer."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(real_data / "tinyllama")
 
 
 def smaller(text: str, tiny: Path) -> str:
-    """Return params.yaml with its default profile on the model and the rows in `tiny`: a stage takes seconds then."""
+    """Return params.yaml with its default profile on the model and rows in `tiny`, so that a stage takes seconds."""
     package, sha256 = (re.search(pattern, text) for pattern in (r"package:\w\S+", r"(?<=weights_sha256: )\w+"))
     assert package and sha256
     for old, new in {
-        "threads: 2 ": "threads: 1 ",  # in so small a model two threads would wait for each other most of the time
+        "threads: 2 ": "threads: 1 ",  # in so small a model two threads mostly wait for each other
         f"source: {package[0]}   # str; see above\n      weights_sha256: {sha256[0]}   # str; of the .gguf file\n": (
             f"source: {tiny}/model\n"
         ),
@@ -97,7 +96,7 @@ def smaller(text: str, tiny: Path) -> str:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a tiny chat model (model/) and 120 rows (rows.jsonl). Not to be changed."""
+    """Return a folder with a tiny chat model (model/) and 120 rows (rows.jsonl). Read-only."""
 
     def make(folder: Path) -> None:
         from tests.support.tiny import write_model, write_rows
@@ -110,12 +109,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_params(tiny: Path) -> str:
-    """Return this project's params.yaml, made smaller."""
+    """Return this project's params.yaml for the tiny model."""
     return smaller((ROOT / "params.yaml").read_text(encoding="utf-8"), tiny)
 
 
 def run_stage(folder: Path, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """`python -m <arguments>` in `folder`, with this project's modules."""
+    """Run `python -m <arguments>` in `folder` with this project's modules."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     return subprocess.run(
         [sys.executable, "-m", *arguments],
@@ -130,15 +129,15 @@ def run_stage(folder: Path, *arguments: str, stdin: str | None = None) -> subpro
 
 
 def wait_for_checkpoint(folder: Path, process: subprocess.Popen[Any]) -> None:
-    """Wait until the training that `process` runs in `folder` has saved one."""
+    """Wait until `process`, a training in `folder`, has saved a checkpoint."""
     until = time.monotonic() + 120
     while not list(folder.glob("models/checkpoints/*/[0-9]*")):
-        assert process.poll() is None and time.monotonic() < until, "no checkpoint came"
+        assert process.poll() is None and time.monotonic() < until, "no checkpoint was saved"
         time.sleep(0.02)
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that one of pytest-xdist's processes makes, and the others wait for and share. Not to be changed."""
+    """Return a folder that one pytest-xdist process makes and all share. Read-only."""
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
@@ -154,12 +153,12 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, small_params: str) -> Path:
-    """A folder in which every stage of a tiny run has ended. Not to be changed: see `workplace`."""
+    """Return a folder with a finished tiny run. Read-only; `workplace` is a copy."""
     return made_once(tmp_path_factory, "finished", lambda folder: run_every_stage(folder, small_params))
 
 
 def run_every_stage(folder: Path, params: str) -> None:
-    """Run all stages in an empty folder, one after the other and without DVC."""
+    """Run all stages in an empty folder, without DVC."""
     (folder / "params.yaml").write_text(params, encoding="utf-8")
     for arguments in (
         ["stages.fetch_model"],
@@ -176,7 +175,7 @@ def run_every_stage(folder: Path, params: str) -> None:
 
 @pytest.fixture
 def workplace(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished folder that a test may damage."""
+    """Return a copy of the finished run that a test may change."""
     return Path(shutil.copytree(finished, tmp_path / "workplace"))
 
 
@@ -188,15 +187,33 @@ ENVIRONMENT = {
 }
 
 
-def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """A command in `folder`, such as DVC's, to its end."""
+def call(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command, such as DVC's, in `folder`, with more environment variables."""
     return subprocess.run(
-        command, check=False, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+        command,
+        check=False,
+        cwd=folder,
+        env={**ENVIRONMENT, **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
+def run(folder: Path, *command: str) -> str:
+    """Run a command that must succeed; return what it prints."""
+    done = call(folder, *command)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def stages_run(output: str) -> list[str]:
+    """Return the stages that DVC ran, by its output. Those from its cache are not among them."""
+    return re.findall(r"Running stage '([^']+)'", output)
+
+
 def copy_code(folder: Path, *, metrics: bool = False) -> None:
-    """Copy what git has, or would take, of this project, but dvc.lock; `metrics`: those that are not there yet too."""
+    """Copy this project's files that git tracks or would track, except dvc.lock and, unless `metrics`, metrics/."""
     names = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         check=True, cwd=ROOT, capture_output=True, text=True,
@@ -210,7 +227,7 @@ def copy_code(folder: Path, *, metrics: bool = False) -> None:
 
 @pytest.fixture(scope="session")
 def known(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This project with the finished tiny run, as DVC and git know it. Not to be changed: see `project`."""
+    """Return this project with the tiny run committed to DVC and git. Read-only; `project` is a copy."""
 
     def make(folder: Path) -> None:
         shutil.copytree(finished, folder, dirs_exist_ok=True)
@@ -221,21 +238,20 @@ def known(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["git", "add", "-A"],
             ["git", "commit", "-qm", "run"],
         ):
-            done = call(folder, *command)
-            assert done.returncode == 0, f"{command}: {done.stderr}"
+            run(folder, *command)
 
     return made_once(tmp_path_factory, "known", make)
 
 
 @pytest.fixture
 def project(known: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage. DVC finds every stage up to date."""
+    """Return a copy that a test may change. DVC finds every stage up to date."""
     return Path(shutil.copytree(known, tmp_path / "project", symlinks=True))
 
 
 @pytest.fixture(scope="session")
 def by_two(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a somewhat longer run, trained by two processes of one thread each. Not to be changed."""
+    """Return the folder of a longer run, trained by two processes of one thread each. Read-only."""
 
     def make(folder: Path) -> None:
         shutil.copytree(finished, folder, dirs_exist_ok=True)

@@ -151,7 +151,8 @@ def train_adapter(trial: Trial, precision: str, folder: Path, device: torch.devi
 
 def answer(adapter: Path | None, ngram: int, device: torch.device) -> Answered:
     """Score the answers to the validation rows of the base model, with the adapter if there is one."""
-    from howto.inference.generator import Answering
+    from howto.inference.decoder import Request
+    from howto.inference.generator import Generator
 
     params = read_params()
     profile = params.section(ProfileInfer)
@@ -159,13 +160,11 @@ def answer(adapter: Path | None, ngram: int, device: torch.device) -> Answered:
         update={"no_repeat_ngram_size": ngram or None, "repetition_penalty": 1.0}
     )
     rows = read_rows(PREPARED / "validation.jsonl", Row)
-    engine = Answering(BASE, adapter, decoding, batch_size=profile.batch_size, precision="float32", device=device)
-    found = {
-        number: one
-        for number, _, one in engine.answers(rows, engine.fit(rows), [(n, 0) for n in range(len(rows))], bar="answer")
-    }
+    generator = Generator(BASE, adapter, decoding, batch_size=profile.batch_size, precision="float32", device=device)
+    requests = [Request(generator.encode(row)) for row in rows]
+    found = {answer.request.row.id: answer for answer in generator.generate(requests, progress="answer")}
     rouge = Rouge(use_stemmer=True)
-    scores = [rouge.rouge_l(rouge.tokens(row.output), rouge.tokens(found[n].text)) for n, row in enumerate(rows)]
+    scores = [rouge.rouge_l(rouge.tokens(row.output), rouge.tokens(found[row.id].text)) for row in rows]
     written, wanted = (
         sum(len(text.split()) for text in texts)
         for texts in ([one.text for one in found.values()], [row.output for row in rows])

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: written aside, then renamed into place."""
+"""Atomic writes: a file or folder is written under a temporary name and then renamed, so it is complete or absent."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from uuid import uuid4
 
 @contextmanager
 def atomic_file(path: Path, mode: str = "w") -> Iterator[IO]:  # type: ignore[type-arg]
-    """Open a file that appears at `path` only when the block ends without an exception.
+    """Open a file that appears at `path` when the block ends without an exception.
 
-    Until then it stands beside `path` under a name that begins with a dot and ends in `.part`; an
-    older file at `path` stays until it is replaced in one step.
+    Until then it is beside `path` under a name that begins with a dot and ends in `.part`. An older file at `path` is
+    replaced in one step.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_over in _left_over(path):
         left_over.unlink(missing_ok=True)
-    aside = _aside(path)
+    temporary = _temporary(path)
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
     try:
-        with named(path), aside.open(mode, encoding=encoding, newline=newline) as file:
+        with named(path), temporary.open(mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write an object as JSON that a person can read, whole or not at all."""
+    """Write an object atomically as indented JSON."""
     with atomic_file(path) as file:
         json.dump(values, file, indent=2, ensure_ascii=False)
         file.write("\n")
@@ -44,30 +44,29 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to write into; it appears at `path` only when the block ends without an exception.
+    """Yield a folder to write into. It appears at `path` when the block ends without an exception.
 
-    An older folder at `path` is replaced. A name that stays the same is no promise that the inode
-    does: readers that hold a file of the old folder open go on reading the old one.
+    An older folder at `path` is replaced. A reader that holds a file of the old folder open keeps reading the old file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_over in _left_over(path):
         shutil.rmtree(left_over, ignore_errors=True)
-    aside, old = _aside(path), _aside(path)
-    aside.mkdir()
+    temporary, old = _temporary(path), _temporary(path)
+    temporary.mkdir()
     try:
         with named(path):
-            yield aside
+            yield temporary
         if path.exists():
             path.rename(old)
-        aside.rename(path)
+        temporary.rename(path)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Give an error of the operating system the name of what was to be written: that of a full disk has none."""
+    """Add `path` to an error of the operating system that names no file, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -77,9 +76,9 @@ def named(path: Path) -> Iterator[None]:
 
 
 def _left_over(path: Path) -> Iterator[Path]:
-    """What stands beside `path` of processes that were killed."""
+    """Yield the temporary files that killed processes left beside `path`."""
     return path.parent.glob(f".{glob.escape(path.name)}.*.part")
 
 
-def _aside(path: Path) -> Path:
+def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")

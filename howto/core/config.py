@@ -1,4 +1,4 @@
-"""Read and check params.yaml: sections with typed keys, and errors that name file, line and key."""
+"""Read and check params.yaml: typed sections, and errors that name file, line and key."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ Key = tuple[str | int, ...]
 
 
 class Section(BaseModel):
-    """A part of params.yaml whose keys are all required, typed and known.
+    """A section of params.yaml. Its keys are typed, and an unknown key is an error.
 
-    `key` is where it stands: a name at the top level ("train"), or one in each profile
-    ("profiles.*.train"). "" marks a section that stands inside another.
+    `key` is its place: at the top level ("train"), in each profile ("profiles.*.train"), or "" inside another section.
     """
 
     key: ClassVar[str] = ""
@@ -45,14 +44,14 @@ class Params:
         return read_sections(self.path, self._kinds)
 
     def value(self, key: str) -> Any:
-        """What stands in the file under a dotted key."""
+        """Return the value of a dotted key."""
         value: Any = self._values
         for name in key.split("."):
             value = value[name]
         return value
 
     def section(self, kind: type[S]) -> S:
-        """The section of this kind; one that stands in each profile is the active profile's."""
+        """Return the section of this kind; of a section in each profile, the active profile's."""
         key: str = kind.key  # type: ignore[attr-defined]
         return kind.model_validate(self.value(key.replace("*", self.profile)))
 
@@ -61,8 +60,8 @@ def read_sections(path: Path, kinds: Sequence[type[Section]]) -> Params:
     """Read and check a file that has these sections and no others.
 
     Raises:
-        UserError: no such file, not YAML, or a key that is unknown, missing, of the wrong type or out of
-            range; the message names file, line and key.
+        UserError: the file is missing or not YAML, or a key is unknown, missing, of the wrong type or out of range.
+            The message names file, line and key.
     """
     values, lines = _parse(path)
     shared = {kind.key: kind for kind in kinds if not kind.key.startswith("profiles.")}
@@ -71,11 +70,9 @@ def read_sections(path: Path, kinds: Sequence[type[Section]]) -> Params:
     check.keys((), values, ["profile", *shared, "profiles"])
     profiles = values["profiles"]
     if not isinstance(profiles, dict) or not profiles:
-        raise check.stop(("profiles",), "a mapping of profile names is wanted")
+        raise check.error(("profiles",), "expected a mapping of profiles")
     if not isinstance(values["profile"], str) or values["profile"] not in profiles:
-        raise check.stop(
-            ("profile",), f"there is no profile {values['profile']!r}; choose one of: {', '.join(profiles)}"
-        )
+        raise check.error(("profile",), f"no profile {values['profile']!r}. Choose one of: {', '.join(profiles)}.")
     for key, kind in shared.items():
         check.section((key,), values[key], kind)
     for name, profile in profiles.items():
@@ -86,13 +83,13 @@ def read_sections(path: Path, kinds: Sequence[type[Section]]) -> Params:
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], CommentedMap]:
-    """The file's values, and the same with the line of each key."""
+    """Return the file's values, and the same with the line of each key."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: not there; run from the project's root, where params.yaml lies") from None
+        raise UserError(f"{path}: no such file. Run from the project's root.") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+        raise UserError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from None
     try:
         values = YAML(typ="safe", pure=True).load(io.StringIO(text))
         lines = YAML(typ="rt").load(io.StringIO(text))
@@ -100,50 +97,50 @@ def _parse(path: Path) -> tuple[dict[str, Any], CommentedMap]:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         problem = (error.problem or "not YAML").splitlines()[0]
-        raise UserError(f"{path}{line}: {problem}; mend the line") from None
+        raise UserError(f"{path}{line}: {problem}. Correct the line.") from None
     except YAMLError as error:
         raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a mapping of keys is wanted, as in the committed file")
+        raise UserError(f"{path}: expected a mapping of keys, as in the committed file.")
     return values, lines
 
 
 @dataclass(frozen=True)
 class _Check:
-    """Checks that stop with the file, the line and the key."""
+    """Checks whose errors name file, line and key."""
 
     path: Path
     lines: CommentedMap
 
-    def stop(self, key: Key, problem: str) -> UserError:
+    def error(self, key: Key, problem: str) -> UserError:
         line = self._line(key)
         return UserError(f"{self.path}{f':{line}' if line else ''}: {'.'.join(str(part) for part in key)}: {problem}")
 
-    def keys(self, key: Key, value: Any, wanted: list[str]) -> None:
-        """`value` is a mapping of just the keys `wanted`."""
+    def keys(self, key: Key, value: Any, expected: list[str]) -> None:
+        """Check that `value` is a mapping of exactly the keys `expected`."""
         if not isinstance(value, dict):
-            raise self.stop(key, f"a mapping with the keys {', '.join(wanted)} is wanted")
+            raise self.error(key, f"expected a mapping with the keys {', '.join(expected)}")
         for name in value:
-            if name not in wanted:
-                raise self.stop((*key, name), "unknown key" + _nearest(str(name), wanted))
-        for name in wanted:
+            if name not in expected:
+                raise self.error((*key, name), "unknown key" + _suggestion(str(name), expected))
+        for name in expected:
             if name not in value:
-                raise self.stop((*key, name), "this key is missing")
+                raise self.error((*key, name), "missing key")
 
     def section(self, key: Key, value: Any, kind: type[BaseModel]) -> None:
-        """`value` is a whole and valid section."""
+        """Check that `value` is a complete and valid section."""
         try:
             kind.model_validate(value)
         except ValidationError as error:
             errors = error.errors()
-            # An unknown key is the likeliest cause of a missing one: say that first.
+            # A misspelt key is both unknown and missing. The unknown one is what the user sees in the file.
             first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
             missing = [str(e["loc"][-1]) for e in errors if e["type"] == "missing"]
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and not missing else ""
-            raise self.stop((*key, *first["loc"]), _problem(dict(first), missing) + more) from None
+            raise self.error((*key, *first["loc"]), _problem(dict(first), missing) + more) from None
 
     def _line(self, key: Key) -> int | None:
-        """The line of the key, or of the nearest key around it that stands in the file."""
+        """Return the line of the key, or of the innermost section around it that is in the file."""
         node, line = self.lines, None
         for part in key:
             if not isinstance(node, CommentedMap) or part not in node:
@@ -155,14 +152,14 @@ class _Check:
 
 def _problem(error: dict[str, Any], missing: list[str]) -> str:
     if error["type"] == "extra_forbidden":
-        return "unknown key" + _nearest(str(error["loc"][-1]), missing)
+        return "unknown key" + _suggestion(str(error["loc"][-1]), missing)
     if error["type"] == "missing":
-        return "this key is missing"
+        return "missing key"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    return f"{error['msg'].removeprefix('Input should be ')} is wanted, not {error['input']!r:.60}"
+    return f"expected {error['msg'].removeprefix('Input should be ')}, got {error['input']!r:.60}"
 
 
-def _nearest(name: str, wanted: list[str]) -> str:
-    near = difflib.get_close_matches(name, wanted, 1, cutoff=0.4)
-    return f"; is {near[0]} meant?" if near else "; remove it"
+def _suggestion(name: str, expected: list[str]) -> str:
+    close = difflib.get_close_matches(name, expected, 1, cutoff=0.4)
+    return f". Did you mean {close[0]}?" if close else ". Remove it."

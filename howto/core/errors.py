@@ -1,4 +1,4 @@
-"""How the pipeline stops on a mistake that is not its own: one line, and a non-zero exit."""
+"""Errors for people: one line that says what is wrong, where, and what to do, and a non-zero exit status."""
 
 from __future__ import annotations
 
@@ -9,58 +9,58 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
-from howto.core.process import NOTHING_KEPT, Terminated, say_stopped_by, watch_for_the_end
+from howto.core.process import NOTHING_KEPT, Terminated, report_stopped_by, watch_signals
 
 P = ParamSpec("P")
 
 OUT_OF_MEMORY = "out of memory; lower the batch size in params.yaml, or free memory"
 OUT_OF_MEMORY_IN_TORCH = ("out of memory", "can't allocate memory")
-NO_ROOM_FOR_A_LIBRARY = ("failed to map segment", "annot allocate memory")  # what the linker says
+NO_MEMORY_FOR_A_LIBRARY = ("failed to map segment", "annot allocate memory")  # the dynamic linker's words
 
 
 class UserError(Exception):
-    """Something outside the code is wrong. The message says what, where, and what to do."""
+    """Something outside the code is wrong. The message is one line: what, where, and what to do."""
 
 
 def reports_errors(main: Callable[P, None]) -> Callable[P, None]:
-    """Turn the mistakes of a user and of a machine into one line on stderr and exit status 1.
+    """Wrap a command: report a mistake of a user or a machine as one line on stderr, and exit with status 1.
 
-    Every other exception is a bug of this project and keeps its stack trace. Ctrl-C exits with 130,
-    SIGTERM with 143, both within seconds; and so does a stage whose DVC has been killed.
+    Any other exception is a bug of this project and keeps its stack trace. Ctrl-C exits with 130 and SIGTERM with
+    143, within seconds. If DVC is killed, its stage ends too.
     """
 
     @functools.wraps(main)
     def run(*arguments: P.args, **options: P.kwargs) -> None:
         try:
-            watch_for_the_end()
+            watch_signals()
             main(*arguments, **options)
             sys.stdout.flush()
-        except UserError as stop:
-            _end(str(stop), 1)
+        except UserError as error:
+            _end(str(error), 1)
         except KeyboardInterrupt:
-            say_stopped_by("the keyboard")
+            report_stopped_by("the keyboard")
             sys.exit(130)
         except Terminated:
-            say_stopped_by("SIGTERM")
+            report_stopped_by("SIGTERM")
             sys.exit(143)
-        except BrokenPipeError:  # the reader of a pipe has seen enough (`... | head`)
+        except BrokenPipeError:  # as in `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
         except MemoryError:
             _end(OUT_OF_MEMORY, 1)
         except ImportError as error:
-            if not any(words in str(error) for words in NO_ROOM_FOR_A_LIBRARY):
+            if not any(words in str(error) for words in NO_MEMORY_FOR_A_LIBRARY):
                 raise
             print(f"error: {OUT_OF_MEMORY}", file=sys.stderr, flush=True)
-            os._exit(1)  # what libraries do at the end, with no memory, fails with stack traces
+            os._exit(1)  # the exit handlers of libraries print stack traces if there is no memory
         except OSError as error:
-            _end(_of_the_machine(error), 1)
+            _end(_system_error(error), 1)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             first = str(error).splitlines()[0]
             _end(f"out of memory ({first}); lower micro_batch_size or batch_size in params.yaml", 1)
-        except Exception as error:  # of a library that writes files in its own way, such as safetensors
+        except Exception as error:  # safetensors, for one, raises errors of its own when it writes
             if os.strerror(errno.ENOSPC) not in str(error):
                 raise
             _end(f"the disk is full; free space and run again ({NOTHING_KEPT})", 1)
@@ -69,21 +69,21 @@ def reports_errors(main: Callable[P, None]) -> Callable[P, None]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out: Python's, torch's on a CPU, or that of a GPU."""
+    """Return whether Python, or torch on a CPU or a GPU, ran out of memory."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY_IN_TORCH)
 
 
-def _of_the_machine(error: OSError) -> str:
-    """The line for an error that the operating system gave; raises `error` again if it is none of the known ones."""
-    where = error.filename2 or error.filename or "a file"  # the second is where a copy goes to
+def _system_error(error: OSError) -> str:
+    """Return the message for an error of the operating system. Raise `error` again if it has no message here."""
+    where = error.filename2 or error.filename or "a file"  # filename2 is the target of a copy
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{where}: the disk is full; free space and run again ({NOTHING_KEPT})"
     if error.errno == errno.ENOMEM:
         return OUT_OF_MEMORY
     if isinstance(error, PermissionError):
-        return f"{where}: no permission; change the owner or the mode of the file"
+        return f"{where}: no permission; change the owner or mode of the file"
     if error.errno == errno.EROFS:
-        return f"{where}: the file system is read-only; run from a folder that can be written"
+        return f"{where}: the file system is read-only; run from a writable folder"
     raise error
 
 

@@ -1,4 +1,4 @@
-"""Checking that files are the ones that params.yaml pins."""
+"""sha256 of files, checked against the hashes in params.yaml."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from howto.core.errors import UserError
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal digits."""
+    """Return the sha256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_all(folder: Path, names: Sequence[str]) -> str:
-    """The sha256 of a file, or of several: then of the text that `sha256sum` prints for them, sorted by name.
+    """Return the sha256 of one file, or for several the sha256 of what `sha256sum` prints for them, sorted by name.
 
-    That text has a line "<sha256>  <name>" for each file, and names are relative to `folder`.
+    `sha256sum` prints a line "<sha256>  <name>" for each file. Names are relative to `folder`.
     """
     if len(names) == 1:
         return sha256_of(folder / names[0])
@@ -27,16 +27,16 @@ def sha256_of_all(folder: Path, names: Sequence[str]) -> str:
     return hashlib.sha256(os.fsencode(listing)).hexdigest()
 
 
-def check_sha256(folder: Path, names: Sequence[str], wanted: str | None, said: str) -> str:
-    """The sha256 of the files, which is `wanted` unless that is None. `said` names them in the message.
+def check_sha256(folder: Path, names: Sequence[str], expected: str | None, label: str) -> str:
+    """Return the sha256 of the files after checking that it is `expected`, unless that is None.
 
     Raises:
-        UserError: it is another one.
+        UserError: the sha256 differs. The message calls the files `label`.
     """
     digest = sha256_of_all(folder, names)
-    if wanted and digest != wanted:
+    if expected and digest != expected:
         raise UserError(
-            f"{said}: its sha256 is {digest}, and params.yaml wants {wanted}; "
-            f"if the new {'file is' if len(names) == 1 else 'files are'} right, put that hash there"
+            f"{label}: expected sha256 {expected}, got {digest}. If the new "
+            f"{'file is' if len(names) == 1 else 'files are'} right, put the new hash into params.yaml."
         )
     return digest

@@ -1,17 +1,17 @@
-"""The same bytes on every x86-64 CPU with AVX2 and FMA, for what is computed in float32.
+"""The same float32 results, byte for byte, on every x86-64 CPU with AVX2 and FMA.
 
-Left alone, numerical libraries choose their kernels by the CPU that they find: its vector width, its maker, its number
-of cores. Each kernel sums in another order, so each rounds otherwise. Here every library is given one choice that all
-of these CPUs have:
+By default, numerical libraries choose their kernels by the CPU: its vector width, its vendor, its number of cores. Each
+kernel sums in a different order, so results differ in the last digits. Here every library gets one choice that all
+these CPUs support:
 
 - torch's own kernels and oneDNN: AVX2.
-- MKL, which tells Intel's CPUs from others: COMPATIBLE, the one mode of its conditional numerical reproducibility that
-  holds on all makers' CPUs. It halves the speed of matrix products.
-- So torch's matrix products of float32 are computed by the OpenBLAS that NumPy ships, with its kernels for Haswell.
-  These take no longer than MKL's fastest.
+- MKL, which treats Intel's CPUs differently: COMPATIBLE, its only mode of conditional numerical reproducibility that
+  holds on the CPUs of all vendors. It halves the speed of matrix products.
+- Therefore NumPy's OpenBLAS, with its Haswell kernels, computes torch's float32 matrix products. It is as fast as MKL's
+  fastest kernels.
 - NumPy's own kernels: AVX2. SciPy's OpenBLAS: as NumPy's.
 
-A variable of the environment is read when its library is loaded, so `set_environment` comes before any such import.
+A library reads its environment variables when it is loaded, so `set_environment` must run before it is imported.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ if TYPE_CHECKING:
 CPUINFO = Path("/proc/cpuinfo")
 NAMES = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU variant", "CPU revision")
 ARITHMETIC = re.compile("(sse|ssse|avx|fma|f16c|amx|asimd|sve|bf16|i8mm|fphp)")
-KERNELS = "Haswell"  # OpenBLAS's name of its kernels for AVX2 and FMA
+KERNELS = "Haswell"  # OpenBLAS's name for its AVX2 and FMA kernels
 NUMPY = {
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
     "OPENBLAS_CORETYPE": KERNELS,
-    "OPENBLAS_NUM_THREADS": "1",  # whatever the number of cores; `use_openblas` asks for more
-    # Idle threads wait actively for 2 ** 16 cycles (25 us), then sleep. With the default of 2 ** 26, torch starves.
+    "OPENBLAS_NUM_THREADS": "1",  # independent of the number of cores; `use_openblas` raises it
+    # Idle threads spin for 2 ** 16 cycles (25 us), then sleep. With the default of 2 ** 26 they starve torch.
     "OPENBLAS_THREAD_TIMEOUT": "16",
 }
 TORCH = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 def set_environment() -> None:
-    """Choose the kernels of NumPy and SciPy, for this process and those that it starts. Other CPUs keep their own."""
+    """Choose the kernels of NumPy and SciPy for this process and its children. CPUs without AVX2 keep their own."""
     if has_avx2():
         os.environ.update(NUMPY)
 
 
 def set_torch_environment() -> None:
-    """Choose the kernels of torch, for this process and those that it starts."""
+    """Choose the kernels of torch for this process and its children."""
     if has_avx2():
         os.environ.update(TORCH)
 
@@ -64,15 +64,15 @@ def has_avx2() -> bool:
 
 
 def use_openblas(threads: int) -> None:
-    """Let NumPy's OpenBLAS compute torch's matrix products of float32 on the CPU, with so many threads.
+    """Let NumPy's OpenBLAS compute torch's float32 matrix products on the CPU, with so many threads.
 
     Raises:
-        UserError: this CPU lacks AVX2 or FMA, or OpenBLAS does not use its kernels for them.
+        UserError: this CPU lacks AVX2 or FMA, or NumPy's OpenBLAS does not use its Haswell kernels.
     """
     if not has_avx2():
         raise UserError(
-            f"params.yaml: machine.instruction_set: portable needs an x86-64 CPU with AVX2 and FMA, this is "
-            f"{cpu()[0].split(',')[0]}. Set it to native; the bytes are then those of this CPU."
+            f"params.yaml: machine.instruction_set: portable needs an x86-64 CPU with AVX2 and FMA, got "
+            f"{cpu()[0].split(',')[0]}. Set it to native; results are then specific to this CPU."
         )
 
     import numpy as np
@@ -82,9 +82,9 @@ def use_openblas(threads: int) -> None:
     found = sorted({str(library["architecture"]) for library in blas.info()})
     if found != [KERNELS]:
         raise UserError(
-            f"params.yaml: machine.instruction_set: portable needs OpenBLAS with its kernels for {KERNELS}, NumPy "
-            f"{np.__version__} uses {', '.join(found) or 'another library'}. Install what requirements.lock has. "
-            "In a program of your own, import howto before NumPy."
+            f"params.yaml: machine.instruction_set: portable needs OpenBLAS with its {KERNELS} kernels, but NumPy "
+            f"{np.__version__} uses {', '.join(found) or 'another library'}. Install requirements.lock. "
+            "In your own program, import howto before NumPy."
         )
     blas.limit(limits=threads)  # unlike the variable, this may be more than there are cores
     _register()
@@ -92,7 +92,7 @@ def use_openblas(threads: int) -> None:
 
 @cache
 def _register() -> torch.library.Library:
-    """Replace torch's kernels; they stay replaced as long as what is returned is there."""
+    """Replace torch's kernels for as long as the returned object exists."""
     import torch
 
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
@@ -106,7 +106,7 @@ def _register() -> torch.library.Library:
 
 
 def _product(before: Any, keys: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """[..., n, k] times [..., k, m]; what is not float32, or does not fit, goes to the kernel from `before`."""
+    """Multiply [..., n, k] by [..., k, m]. Other dtypes and shapes go to torch's kernel, `before`."""
     if not _fits(a, b):
         return before.call_boxed(keys, a, b)  # type: ignore[no-any-return]
     return _multiply(a, b, a.new_empty(*a.shape[:-1], b.shape[-1]))
@@ -126,13 +126,13 @@ def _fits(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     import numpy as np
 
-    a, b = _laid_out(a), _laid_out(b)
+    a, b = _blas_layout(a), _blas_layout(b)
     np.matmul(_array(a), _array(b), out=_array(out))
     return out
 
 
-def _laid_out(matrix: torch.Tensor) -> torch.Tensor:
-    """Return a matrix, or a batch of them, or a copy whose layout BLAS can take."""
+def _blas_layout(matrix: torch.Tensor) -> torch.Tensor:
+    """Return the matrices, or a copy of them if BLAS cannot take their memory layout."""
     *_, rows, columns = matrix.shape
     down, along = matrix.stride()[-2:]
     fits = (along == 1 and down >= columns) or (down == 1 and along >= rows)
@@ -140,7 +140,7 @@ def _laid_out(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def _array(matrix: torch.Tensor) -> NDArray[np.float32]:
-    """Return NumPy's array of the same memory. `Tensor.numpy` would forbid that the memory is ever resized (FSDP)."""
+    """Return a NumPy view of the memory. `Tensor.numpy` would forbid FSDP to resize it."""
     import numpy as np
 
     interface = {
@@ -154,7 +154,7 @@ def _array(matrix: torch.Tensor) -> NDArray[np.float32]:
 
 
 def cpu() -> tuple[str, str]:
-    """Its model, and its instructions that compute with numbers, as far as the system says."""
+    """Return the CPU's model and its arithmetic instruction sets, as far as the system reports them."""
     try:
         first = CPUINFO.read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:

@@ -1,7 +1,7 @@
-"""One process at a time makes an output: two runs of a stage would work under each other's hands.
+"""A lock on an output, so that only one process makes it at a time.
 
-DVC keeps two `dvc repro` from one stage, but not a stage that was run by hand from one that DVC runs, nor one that it
-has just started from one whose DVC was killed and that has not noticed yet.
+DVC prevents two `dvc repro` from running one stage. It does not prevent a stage run by hand beside one that DVC runs,
+nor a new stage beside an orphan whose DVC was killed a moment ago.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from howto.core.errors import UserError
-from howto.core.process import GRACE, LOOK, RANK
+from howto.core.process import GRACE, POLL, RANK
 
-PATIENCE = GRACE + 10 * LOOK  # seconds: by then one that was to end has ended, and what still goes on is at work
+PATIENCE = GRACE + 10 * POLL  # seconds; an orphan has ended by then
 
 
 @contextmanager
 def output_lock(output: Path) -> Iterator[None]:
-    """Hold the right to make `output`. The kernel takes it back when the process ends, however it does.
+    """Hold the lock on `output`. The kernel releases it when the process ends, even by SIGKILL.
 
     Raises:
-        UserError: another process makes it, and does not end.
+        UserError: another process holds it and does not end.
     """
-    # Of several processes one holds it: the one that started the others, or the first that torchrun started here.
+    # In a group only one process takes the lock: the one that started the others, or torchrun's first on this host.
     if RANK in os.environ or os.environ.get("LOCAL_RANK", "0") != "0":
         yield
         return
@@ -37,16 +37,14 @@ def output_lock(output: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
-        raise UserError(
-            f"{output}: process {_holder(path)} is making it at this moment; wait until it has ended, or end it"
-        ) from None
+        raise UserError(f"{output}: process {_holder(path)} is making it. Wait until it ends, or stop it.") from None
     try:
-        with suppress(OSError):  # a full disk: the number is for people, and the lock holds without it
+        with suppress(OSError):  # a full disk; the lock holds without the number
             path.write_text(str(os.getpid()), encoding="utf-8")
         yield
     finally:
         with suppress(OSError):
-            path.unlink()  # while it is held: one that waits for this file sees that it has no name any more
+            path.unlink()  # while the lock is held, so that a waiting process sees that the file was removed
         lock.release()
 
 

@@ -19,7 +19,7 @@ ADAPTER = Path("models/adapter")
 CHECKPOINTS = Path("models/checkpoints")
 
 METRICS = Path("metrics")
-EVALUATION = METRICS / "metrics.json"
-HEADLINE = METRICS / "summary.json"
+DVC_METRICS = METRICS / "metrics.json"
+EVALUATION = METRICS / "evaluation.json"
 TRAINING = METRICS / "train.json"
 REPORT = METRICS / "report.html"

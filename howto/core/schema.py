@@ -1,4 +1,4 @@
-"""The rows that pass between the stages, and how they are read from and written to JSONL."""
+"""The rows that stages exchange, and reading and writing them as JSON lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Row(BaseModel):
 
 
 class RawRow(_Row):
-    """A row as a data set gives it, with Dolly's columns. Other columns are passed over."""
+    """A row of Databricks Dolly. Other columns are ignored."""
 
     instruction: str | None
     context: str | None = ""
@@ -27,11 +27,10 @@ class RawRow(_Row):
 
 
 class Row(_Row):
-    """A row as the model sees it, in the format of Alpaca.
+    """A row in Alpaca's format.
 
-    `instruction` is the same for all rows; `input` is the user's intent and, after a blank line, its
-    context if it has one; `context` repeats that part alone; `output` is the reference.
-    `references` are others that an answer is scored against too; a row that has none does not name them in a file.
+    `instruction` is the same for all rows. `input` is the user's intent and, after a blank line, the context if there
+    is one; `context` repeats it. `output` is the reference answer. Answers are scored against `references` too.
     """
 
     id: str
@@ -44,30 +43,29 @@ class Row(_Row):
 
     @property
     def intent(self) -> str:
-        """`input` without its context."""
+        """Return `input` without its context."""
         return intent_of(self.input, self.context)
 
 
 def input_of(intent: str, context: str) -> str:
-    """A row's `input`: the intent and, after a blank line, its context if it has one."""
+    """Return a row's `input`: the intent and, after a blank line, the context if there is one."""
     return f"{intent}\n\n{context}" if context else intent
 
 
 def intent_of(text: str, context: str) -> str:
-    """A row's `input` without its context."""
+    """Return a row's `input` without its context."""
     return text.removesuffix(context).removesuffix("\n\n") if context else text
 
 
 class Prediction(_Row):
-    """What a model wrote for the row of this id, with this seed.
+    """A model's answer to the row of this id, with this seed.
 
-    `prompt_tokens` and `new_tokens` are counts (the end-of-sequence token is not counted); `stop` is
-    "eos" when the model ended its answer itself, "stop" when one of `infer.stop` did, "length" when it was
-    cut at `max_new_tokens`, and "too_long" when not even the intent fits into what the model can read: the
-    text is empty then.
+    `prompt_tokens` and `new_tokens` are counts without the end-of-sequence token. `stop` says what ended the answer:
+    "eos" (the model), "stop" (a string in `infer.stop`), "length" (`max_new_tokens`), or "too_long" (the intent alone
+    exceeds the context window, and the text is empty).
 
-    `reference_log_probability` is the mean over the reference's tokens, its end of sequence among them
-    (`reference_tokens` in all), in nats: how likely the model finds the reference. None if it is too long.
+    `reference_log_probability` is the model's mean log-probability, in nats, of the reference's `reference_tokens`
+    tokens including the end of sequence. It is None if the reference is too long.
     """
 
     id: str
@@ -84,26 +82,26 @@ R = TypeVar("R", bound=_Row)
 
 
 def read_rows(path: Path, kind: type[R], *, empty: bool = False) -> list[R]:
-    """All rows of a JSONL file. Blank lines are passed over.
+    """Return all rows of a JSONL file. Blank lines are skipped.
 
     Raises:
-        UserError: with file and line: the file is missing, is empty (unless `empty`), is not UTF-8, or has
-            a line that is not a JSON object with the fields of `kind`.
+        UserError: the file is missing, has no rows (unless `empty`), or a line is not a JSON object in UTF-8 with the
+            fields of `kind`. The message names file and line.
     """
     rows = [row for _, row in number_rows(path, kind)]
     if not rows and not empty:
-        raise UserError(f"{path}: no rows in it; make it again with `dvc repro`")
+        raise UserError(f"{path}: the file has no rows. Make it again with `dvc repro`.")
     return rows
 
 
 def number_rows(path: Path, kind: type[R]) -> Iterator[tuple[int, R]]:
-    """Yield (line number from 1, row) of a JSONL file, without holding the file in memory. Raises as `read_rows`."""
+    """Yield (line number from 1, row) without holding the file in memory. Raises as `read_rows`."""
     try:
         file = path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: not there; make it with `dvc repro`") from None
+        raise UserError(f"{path}: no such file. Make it with `dvc repro`.") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: a folder, and a JSONL file is wanted") from None
+        raise UserError(f"{path}: expected a JSONL file, got a folder.") from None
     with file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -111,24 +109,25 @@ def number_rows(path: Path, kind: type[R]) -> Iterator[tuple[int, R]]:
             try:
                 yield number, kind.model_validate_json(line)
             except ValidationError as error:
-                raise UserError(f"{path}:{number}: {_reason(error)}; mend or remove the line") from None
+                raise UserError(f"{path}:{number}: {_reason(error)}. Correct or remove the line.") from None
 
 
 def write_rows(path: Path, rows: Iterable[BaseModel]) -> None:
-    """Write rows as JSONL, whole or not at all."""
+    """Write rows atomically as JSONL."""
     with atomic_file(path) as file:
         for row in rows:
             file.write(json.dumps(row.model_dump(exclude_defaults=True), ensure_ascii=False) + "\n")
 
 
 def _reason(error: ValidationError) -> str:
-    """The first thing that is wrong with a line, in words."""
+    """Describe the first problem of a line."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "json_invalid":
-        return f"not a whole JSON object ({first['ctx']['error']})"
+        return f"not a complete JSON object ({first['ctx']['error']})"
     if first["type"] in ("model_type", "model_attributes_type"):
-        return "a JSON object is wanted"
+        return "expected a JSON object"
     if first["type"] == "missing":
         return f"field {field!r} is missing"
-    return f"field {field!r}: {first['msg'].removeprefix('Input should be ')} is wanted, not {first['input']!r:.60}"
+    expected = first["msg"].removeprefix("Input should be ")
+    return f"field {field!r}: expected {expected}, got {first['input']!r:.60}"

@@ -1,4 +1,4 @@
-"""Steps in an answer: numbered ones, as the fine-tuned model is to write them, and other forms that people write."""
+"""Recognise step-by-step text: numbered lists, and the other forms of steps that people write."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ NUMBER = re.compile(r"^[^\S\n]*(\d+)[.)]\s+\S", re.MULTILINE)
 
 
 def step_numbers(text: str) -> list[int]:
-    """The numbers at the beginnings of lines, in order: [1, 2, 3] for a list of three steps."""
+    """Return the numbers at the starts of lines, in order: [1, 2, 3] for a list of three steps."""
     return [int(match[1]) for match in NUMBER.finditer(text)]
 
 
 def is_numbered(reference: str) -> bool:
-    """Whether a reference is a list of at least two numbered steps and nothing else."""
+    """Return whether a reference is a list of at least two numbered steps and nothing else."""
     return len(step_numbers(reference)) >= 2 and is_well_numbered(reference)
 
 
 def is_well_numbered(text: str) -> bool:
-    """Whether the steps of an answer are numbered 1 to n without a gap, with at least one step and no other line."""
+    """Return whether every line of an answer is a step, and the steps are numbered 1 to n without a gap."""
     numbers = step_numbers(text)
     lines = [line for line in text.splitlines() if line.strip()]
     return bool(numbers) and numbers == list(range(1, len(lines) + 1))
 
 
 def is_procedural(reference: str) -> bool:
-    """Whether a reference has steps or points in any form.
+    """Return whether a reference has steps or points in any form.
 
-    That is a numbered list or a bulleted one, with two items at least and perhaps other lines, or words that put
-    sentences into an order: "first ... then", "step one ... step two".
+    That is a numbered or bulleted list of at least two items, perhaps among other lines, or sentences in an order given
+    by words: "first ... then", "step one ... step two".
     """
     text = reference.lower()
     return any(_in_this_order(form.patterns, text) for form in FORMS if form.may_be_in(text))
 
 
 class Form(NamedTuple):
-    """What a text in lower case has if it has steps in one form: matches of `patterns`, each behind the one before.
+    """One form of steps: a text in lower case has it if it matches `patterns` one after the other.
 
-    One of `hints` and all of `needs` are in every such text. Looking for them first saves most of the time.
+    Every such text contains one of `hints` and all of `needs`. Looking for these first saves most of the time.
     """
 
     hints: tuple[str, ...]
@@ -46,7 +46,7 @@ class Form(NamedTuple):
     patterns: tuple[re.Pattern[str], ...]
 
     def may_be_in(self, text: str) -> bool:
-        """Whether a look at the patterns is worth its time."""
+        """Return whether the text can have this form, before its patterns are tried."""
         return any(hint in text for hint in self.hints) and all(need in text for need in self.needs)
 
 
@@ -60,25 +60,25 @@ def _in_this_order(patterns: tuple[re.Pattern[str], ...], text: str) -> bool:
 
 
 def _item(number: int) -> re.Pattern[str]:
-    """An item of a list with this number: `1. Go`, `1) Go`, `(1) Go`, `1: Go`, `1 - Go`, `**1.** Go`, `## 1. Go`.
+    """Match a list item with this number: `1. Go`, `1) Go`, `(1) Go`, `1: Go`, `1 - Go`, `**1.** Go`, `## 1. Go`.
 
-    The decimal 1.5, the time 1:30 and the score 1 - 0 are none.
+    The decimal 1.5, the time 1:30 and the score 1 - 0 do not match.
     """
     marker = rf"\(?{number}[.):][*_]*(?:[ \t]+\S|[^\s\d*_])|{number} [-\u2013] [^\s\d]"
     return re.compile(rf"^[ \t]*(?:#+ )?[*_]*(?:{marker})", re.MULTILINE)
 
 
 def _item_in_a_line(number: int) -> re.Pattern[str]:
-    """An item of a list that runs on in a paragraph: `1) stop, 2) look, (3) go`."""
+    """Match a list item inside a paragraph: `1) stop, 2) look, (3) go`."""
     return re.compile(rf"(?<!\S)\(?{number}[.)][ \t]+\S")
 
 
 def _sentence(beginning: str) -> re.Pattern[str]:
-    """A sentence, or a part of one behind a colon or semicolon, that begins with these words."""
+    """Match a sentence, or a clause after a colon or semicolon, that begins with these words."""
     return re.compile(rf"(?:^[ \t]*|[.!?:;][\"')\u201d]?[ \t]{{1,3}})(?:{beginning})\b", re.MULTILINE)
 
 
-_BULLETS = "-\u2022\u00b7\u25cf\u25aa\u25e6\u2023\u25cb\u25a0"  # these may also stand right before a word
+_BULLETS = "-\u2022\u00b7\u25cf\u25aa\u25e6\u2023\u25cb\u25a0"  # also directly before a word
 BULLET = re.compile(rf"^[ \t]*(?:[{_BULLETS}*+\u2013][ \t]+(?=.*\w)|[{_BULLETS}](?=[^\W\d]))", re.MULTILINE)
 FIRST = _sentence(
     "first(?:ly)?(?! and foremost| off| of all)|to (?:start|begin)(?: with)?(?=,)|(?:start|begin) (?:by|with)"
@@ -90,6 +90,6 @@ FORMS = (
     Form(("\n",), (), (BULLET, BULLET)),
     Form(("step 2", "step two"), (), (re.compile(r"\bstep (?:1|one)\b"), re.compile(r"\bstep (?:2|two)\b"))),
     Form(("first", "start", "begin"), (), (FIRST, LATER)),
-    # "First ... second" alone counts arguments as often as steps.
+    # "First ... second" without a third lists arguments as often as steps.
     Form(("third",), ("second",), (FIRST, _sentence("second(?:ly)?"), _sentence("third(?:ly)?"))),
 )

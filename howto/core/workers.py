@@ -1,4 +1,4 @@
-"""Work shared among processes, with the results in order and a bounded number of items under way."""
+"""Worker processes: results come in order, and the number of items in progress is bounded."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-MOST = 8  # more would wait for the one process that reads and writes
-AHEAD = 6  # items a process that may be taken before the first of them is yielded
+MAX_WORKERS = 8  # more would wait for the one process that reads and writes
+QUEUE_PER_WORKER = 6  # items taken before the first result is yielded
 
 
 def usable_cores() -> int:
-    """The cores that this process may run on, at most MOST."""
+    """Return how many cores this process may run on, at most MAX_WORKERS."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST)
+    return min(cores, MAX_WORKERS)
 
 
 def map_in_order(function: Callable[[T], R], items: Iterable[T], processes: int) -> Iterator[R]:
-    """Yield `function(item)` for each item, computed by so many processes, of which this one is the first.
+    """Yield `function(item)` for each item, in order, computed by so many processes including this one.
 
-    It computes whenever the others have enough to do, so also while they start.
+    This process computes an item itself whenever the others have enough to do, for instance while they start.
     """
     if processes < 2:
         yield from map(function, items)
         return
     others = processes - 1
-    context = multiprocessing.get_context("spawn")  # after a fork, libraries wait for threads that were not copied
-    under_way: deque[Future[R]] = deque()
-    with ProcessPoolExecutor(others, context, _begin) as pool:
+    context = multiprocessing.get_context("spawn")  # forked libraries wait for threads that fork did not copy
+    pending: deque[Future[R]] = deque()
+    with ProcessPoolExecutor(others, context, _start_worker) as pool:
         try:
             for item in items:
-                if sum(not one.done() for one in under_way) < 2 * others:
-                    under_way.append(pool.submit(function, item))
+                if sum(not one.done() for one in pending) < 2 * others:
+                    pending.append(pool.submit(function, item))
                 else:
-                    under_way.append(_done(function, item))
-                while under_way and (under_way[0].done() or len(under_way) > AHEAD * processes):
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
+                    pending.append(_done(function, item))
+                while pending and (pending[0].done() or len(pending) > QUEUE_PER_WORKER * processes):
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _done(function: Callable[[T], R], item: T) -> Future[R]:
-    """What the function returned or raised, kept until it is its turn."""
+    """Call the function now, and keep its result or exception until its turn."""
     done: Future[R] = Future()
     try:
         done.set_result(function(item))
@@ -61,14 +61,14 @@ def _done(function: Callable[[T], R], item: T) -> Future[R]:
     return done
 
 
-def _begin() -> None:
-    """Leave Ctrl-C to the parent, and end when it has ended, however it did."""
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent process, and exit when the parent has ended for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def follow() -> None:
+    def exit_with_parent() -> None:
         wait([parent.sentinel])
         os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()

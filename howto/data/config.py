@@ -17,16 +17,14 @@ def _part(value: object) -> object:
     raise ValueError(f"a share (0.0 to below 1.0) or a number of rows (0, 1, ...) is wanted, not {value!r:.40}")
 
 
-def _part_or_rest(value: object) -> object:
-    return value if value == "rest" else _part(value)
-
-
 Part = Annotated[float | int, PlainValidator(_part)]
-PartOrRest = Annotated[Literal["rest"] | float | int, PlainValidator(_part_or_rest)]
+PartOrRest = Annotated[
+    Literal["rest"] | float | int, PlainValidator(lambda value: value if value == "rest" else _part(value))
+]
 
 
 class Columns(Section):
-    """The names that the columns have in the raw files; null where they have no such column."""
+    """The names of the columns in the raw files; null where the files have no such column."""
 
     instruction: str = Field(min_length=1)
     context: str | None
@@ -34,16 +32,13 @@ class Columns(Section):
     category: str | None
     references: str | None = None
 
-    def names(self) -> list[str]:
-        """The columns of texts that there are."""
-        return [name for name in (self.instruction, self.context, self.response, self.category) if name is not None]
+    def texts(self) -> tuple[str, str | None, str, str | None]:
+        """Return the names of the columns that hold one text."""
+        return self.instruction, self.context, self.response, self.category
 
 
 class Clean(Section):
-    """Which steps of cleaning are switched on, in the order in which they are taken; it stands inside `prepare`.
-
-    `howto.data.clean_text` says what each of them does.
-    """
+    """Which cleaning steps are switched on, in the order in which they run."""
 
     line_ends: bool
     control_characters: bool
@@ -54,7 +49,7 @@ class Clean(Section):
 
 
 class Reject(Section):
-    """Which rows are left out, each kind with its reason."""
+    """Which rows are rejected."""
 
     empty: bool
     repeated_context: bool
@@ -65,19 +60,19 @@ class Reject(Section):
     @model_validator(mode="after")
     def _bounds_leave_something(self) -> Reject:
         if self.min_characters and self.max_characters and self.min_characters > self.max_characters:
-            raise ValueError("min_characters is larger than max_characters, so that no row is left")
+            raise ValueError("min_characters is larger than max_characters, so no row is left")
         return self
 
 
 class Duplicates(Section):
-    """Which rows are taken for one that came before."""
+    """Which rows count as repetitions of an earlier one."""
 
     exact: bool
     near: float | None = Field(gt=0, lt=1)
 
 
 class Split(Section):
-    """How the rows are dealt: shares (floats) or numbers of rows (ints)."""
+    """The sizes of the splits: shares (floats) or numbers of rows (ints)."""
 
     train: PartOrRest
     validation: Part
@@ -102,7 +97,7 @@ class Instruction(RootModel[str]):
 
 
 class Prepare(Section):
-    """How raw rows become training rows, and how they are split."""
+    """How raw rows are read, cleaned, checked and split."""
 
     key: ClassVar[str] = "prepare"
     instruction: str = Field(min_length=1)
@@ -115,7 +110,7 @@ class Prepare(Section):
 
 
 class ProfilePrepare(Section):
-    """`profiles.<name>.prepare`: sizes of splits in which the profile differs from `prepare.split`."""
+    """`profiles.<name>.prepare`: sizes that replace those of `prepare.split`."""
 
     key: ClassVar[str] = "profiles.*.prepare"
     train: PartOrRest | None = None
@@ -126,7 +121,7 @@ class ProfilePrepare(Section):
         """Return `shared` with this profile's sizes.
 
         Raises:
-            UserError: the sizes do not go together.
+            UserError: the sizes contradict each other.
         """
         try:
             split = Split.model_validate({**shared.split.model_dump(), **self.model_dump(exclude_none=True)})

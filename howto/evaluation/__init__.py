@@ -1,1 +1,1 @@
-"""Score answers and compare two models."""
+"""Score answers, and compare two models on the same rows."""

@@ -1,139 +1,181 @@
-"""The numbers of metrics/metrics.json, from what every row scored."""
+"""The numbers of a run: all of them for metrics/evaluation.json, and the few that runs are compared by."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from howto.core.schema import Prediction, Row
+from howto.core.errors import UserError
+from howto.core.schema import Row
 from howto.core.step_lists import is_numbered, is_well_numbered, step_numbers
-from howto.evaluation.baselines import NAMES
+from howto.evaluation.baselines import LABELS
 from howto.evaluation.config import Evaluate
+from howto.evaluation.predictions import MODELS, Answers
 from howto.evaluation.rouge import KINDS
-from howto.evaluation.scoring import Scores
+from howto.evaluation.scoring import ModelScores, Scores, similarities
 from howto.evaluation.significance import bootstrap_interval, permutation_p_value
 
-MODELS = ("base", "adapter")
 OTHER_KINDS = [kind for kind in KINDS if kind != "rougeL"]
 
 
-def measure(
-    rows: Sequence[Row], predictions: dict[str, list[list[Prediction]]], scores: Scores, params: Evaluate
-) -> dict[str, Any]:
-    """All metrics: scores in 0..1, as mean F of ROUGE over rows, the rows of several seeds by their own mean.
+def measure(rows: Sequence[Row], answers: Mapping[str, Answers], scores: Scores, config: Evaluate) -> dict[str, Any]:
+    """Return what metrics/evaluation.json holds: numbers only, in nested mappings. Scores and shares are in 0..1.
 
-    `predictions` are [rows][seeds] of each model; the answers in `scores` are those of the base, then the adapter's.
+    Raises:
+        UserError: `embedding_model` is set and cannot be loaded.
     """
-    seeds = len(predictions["base"][0])
-    of = {"base": slice(0, seeds), "adapter": slice(seeds, 2 * seeds)}
-    row_means = {model: scores.rouge_l[:, of[model]].mean(axis=1) for model in MODELS}
-    procedural = np.array([is_numbered(row.output) for row in rows])
-    metrics: dict[str, Any] = {"rows": len(rows), "procedural_rows": int(procedural.sum()), "seeds": seeds}
-    for model in MODELS:
-        metrics[model] = {
-            **_interval(row_means[model], params),
-            **{kind: _mean(scores.rouge[:, of[model], KINDS.index(kind), 2]) for kind in OTHER_KINDS},
-            **_of_answers(rows, predictions[model], scores, of[model], procedural),
-        }
-        if seeds > 1:
-            by_seed = scores.rouge_l[:, of[model]].mean(axis=0)
-            metrics[model]["rougeL_seed_sd"] = round(float(by_seed.std(ddof=1)), 6)
-    differences = row_means["adapter"] - row_means["base"]
-    metrics["delta"] = {
-        **_interval(differences, params),
-        "p_value": round(permutation_p_value(differences, resamples=params.resamples, seed=params.seed), 6),
-        "wins": int((differences > 0).sum()),
-        "ties": int((differences == 0).sum()),
-        "losses": int((differences < 0).sum()),
-        **{kind: round(metrics["adapter"][kind] - metrics["base"][kind], 6) for kind in OTHER_KINDS},
+    evaluation: dict[str, Any] = {
+        "rows": len(rows),
+        "procedural_rows": sum(is_numbered(row.output) for row in rows),
+        "seeds": len(answers["base"][0]),
+        **{model: measure_model(scores, model, rows, answers[model], config) for model in MODELS},
+        "delta": measure_difference(scores, "base", "adapter", config),
+        "baselines": {name: _mean(of_rows) for name, of_rows in scores.baselines.items()},
+        "ceiling": {"reference": _mean(scores.ceiling)},
+        "use_stemmer": int(config.use_stemmer),
     }
-    if seeds > 1:
-        by_seed = (scores.rouge_l[:, of["adapter"]] - scores.rouge_l[:, of["base"]]).mean(axis=0)
-        metrics["delta"]["rougeL_seed_sd"] = round(float(by_seed.std(ddof=1)), 6)
-    metrics["floors"] = {name: _mean(scores.floors[:, number]) for number, name in enumerate(NAMES)}
-    metrics["ceiling"] = {"reference": _mean(scores.floors[:, len(NAMES)])}
-    metrics["use_stemmer"] = int(params.use_stemmer)
-    return metrics
+    if config.embedding_model:
+        base, adapter = (evaluation[model]["similarity"] for model in MODELS)
+        evaluation["delta"]["similarity"] = round(adapter - base, 6)
+    return evaluation
 
 
-def _interval(values: NDArray[np.float64], params: Evaluate) -> dict[str, float]:
-    low, high = bootstrap_interval(values, confidence=params.confidence, resamples=params.resamples, seed=params.seed)
-    return {"rougeL": _mean(values), "rougeL_low": round(low, 6), "rougeL_high": round(high, 6)}
-
-
-def _of_answers(
-    rows: Sequence[Row],
-    predictions: list[list[Prediction]],
-    scores: Scores,
-    of: slice,
-    procedural: NDArray[np.bool_],
+def measure_model(
+    all_scores: Scores, model: str, rows: Sequence[Row], answers: Answers, config: Evaluate
 ) -> dict[str, float]:
-    """What a model's answers look like, beside their overlap with the references; shares in 0..1."""
-    all_answers = [prediction for of_row in predictions for prediction in of_row]
-    found: dict[str, float] = {
-        "ended_by_eos": _mean(np.array([answer.stop == "eos" for answer in all_answers], dtype=float)),
-        "empty": sum(not answer.text for answer in all_answers),
-        "length_ratio": round(scores.words[:, of].mean() / max(1.0, scores.reference_words.mean()), 6),
+    """Return a model's mean F of each kind of ROUGE, the interval of ROUGE-L, and other measures of its answers."""
+    scores = all_scores.models[model]
+    every_answer = [answer for of_row in answers for answer in of_row]
+    found = {
+        **_rouge_l(scores.row_means, config),
+        **{kind: _mean_f(scores, kind) for kind in OTHER_KINDS},
+        "ended_by_eos": _mean([answer.stop == "eos" for answer in every_answer]),
+        "empty": sum(not answer.text for answer in every_answer),
+        "length_ratio": round(scores.words.mean() / max(1.0, all_scores.reference_words.mean()), 6),
     }
-    for name, shares in (("repeated", scores.repeated[:, of]), ("copied", scores.copied[:, of])):
+    for name, shares in (("repeated", scores.repeated), ("copied", scores.copied)):
         if not np.isnan(shares).all():
             found[name] = round(float(np.nanmean(shares)), 6)
-    if procedural.any():
-        pairs = [
-            (answer.text, step_numbers(row.output))
-            for row, of_row, is_it in zip(rows, predictions, procedural, strict=True)
-            if is_it
-            for answer in of_row
-        ]
-        numbers = [step_numbers(text) for text, _ in pairs]
-        found["well_numbered"] = _mean(np.array([is_well_numbered(text) for text, _ in pairs], dtype=float))
-        in_order = [bool(steps) and steps == list(range(1, len(steps) + 1)) for steps in numbers]
-        found["steps_in_order"] = _mean(np.array(in_order, dtype=float))
-        off = [abs(len(steps) - len(wanted)) for steps, (_, wanted) in zip(numbers, pairs, strict=True)]
-        found["steps_off"] = _mean(np.array(off, dtype=float))
-    if (perplexity := _perplexity(predictions)) is not None:
+    pairs = [(row.output, answer.text) for row, of_row in zip(rows, answers, strict=True) for answer in of_row]
+    numbered = [(reference, text) for reference, text in pairs if is_numbered(reference)]
+    if numbered:
+        steps = [(step_numbers(reference), step_numbers(text)) for reference, text in numbered]
+        found["well_numbered"] = _mean([is_well_numbered(text) for _, text in numbered])
+        found["steps_in_order"] = _mean([bool(own) and own == list(range(1, len(own) + 1)) for _, own in steps])
+        found["steps_off"] = _mean([abs(len(own) - len(of_reference)) for of_reference, own in steps])
+    if (perplexity := _perplexity(answers)) is not None:
         found["perplexity"] = round(perplexity, 4)
+    if scores.rouge_l.shape[1] > 1:
+        found["rougeL_seed_sd"] = _seed_sd(scores.rouge_l)
+    if config.embedding_model:
+        found["similarity"] = _mean(similarities(config.embedding_model, pairs))
     return found
 
 
-def _perplexity(predictions: list[list[Prediction]]) -> float | None:
-    """Of the references, those that were not too long for the model: exp of their mean loss a token."""
-    known = [of_row[0] for of_row in predictions if of_row[0].reference_log_probability is not None]
-    tokens = sum(prediction.reference_tokens for prediction in known)
-    if not tokens:
-        return None
-    total = math.fsum(p.reference_tokens * (p.reference_log_probability or 0.0) for p in known)
-    return math.exp(min(700.0, -total / tokens))
+def measure_difference(scores: Scores, old_model: str, new_model: str, config: Evaluate) -> dict[str, float]:
+    """Return how much more the new model scores, row by row: with interval, p-value, wins, ties and losses."""
+    old, new = scores.models[old_model], scores.models[new_model]
+    differences = new.row_means - old.row_means
+    found = {
+        **_rouge_l(differences, config),
+        "p_value": round(permutation_p_value(differences, resamples=config.resamples, seed=config.seed), 6),
+        "wins": int((differences > 0).sum()),
+        "ties": int((differences == 0).sum()),
+        "losses": int((differences < 0).sum()),
+        **{kind: round(_mean_f(new, kind) - _mean_f(old, kind), 6) for kind in OTHER_KINDS},
+    }
+    if new.rouge_l.shape[1] == old.rouge_l.shape[1] > 1:
+        found["rougeL_seed_sd"] = _seed_sd(new.rouge_l - old.rouge_l)
+    return found
 
 
-def _mean(values: NDArray[np.float64]) -> float:
-    return round(float(values.mean()), 6)
+def _rouge_l(values: NDArray[np.float64], config: Evaluate) -> dict[str, float]:
+    low, high = bootstrap_interval(values, confidence=config.confidence, resamples=config.resamples, seed=config.seed)
+    return {"rougeL": _mean(values), "rougeL_low": round(low, 6), "rougeL_high": round(high, 6)}
 
 
-def verdict(metrics: dict[str, Any], confidence: float) -> str:
-    """What the numbers support, in one sentence."""
-    delta = metrics["delta"]
-    interval = f"{confidence:.0%} interval [{delta['rougeL_low']:+.4f}, {delta['rougeL_high']:+.4f}]"
-    rows = f"{metrics['rows']} held-out rows"
-    if delta["rougeL_low"] > 0 or delta["rougeL_high"] < 0:
-        which = "better" if delta["rougeL"] > 0 else "worse"
-        said = f"The fine-tuned model is {which}: {delta['rougeL']:+.4f} ROUGE-L, {interval}, on {rows}."
+def _mean_f(scores: ModelScores, kind: str) -> float:
+    return _mean(scores.rouge[:, :, KINDS.index(kind), 2])
+
+
+def _mean(values: NDArray[np.float64] | Sequence[float]) -> float:
+    return round(float(np.mean(values)), 6)
+
+
+def _seed_sd(values: NDArray[np.float64]) -> float:
+    """Standard deviation, over the seeds, of the means of `values` [rows, seeds]."""
+    return round(float(values.mean(axis=0).std(ddof=1)), 6)
+
+
+def _perplexity(answers: Answers) -> float | None:
+    """exp of the mean loss a token of the references that the model could read, or None."""
+    read = [first for first, *_ in answers if first.reference_log_probability is not None]
+    tokens = sum(answer.reference_tokens for answer in read)
+    total = math.fsum(answer.reference_tokens * (answer.reference_log_probability or 0.0) for answer in read)
+    return math.exp(min(700.0, -total / tokens)) if tokens else None
+
+
+def summarize(evaluation: Mapping[str, Any], training: Path) -> dict[str, Any]:
+    """Return what metrics/metrics.json holds: the numbers that `dvc metrics` and `dvc exp show` compare runs by.
+
+    `training` is metrics/train.json. `val_loss` is left out if there were no validation rows.
+
+    Raises:
+        UserError: `training` is missing or damaged.
+    """
+    try:
+        trained = json.loads(training.read_text(encoding="utf-8"))
+        loss, parameters = trained["validation_loss"], trained["trainable_parameters"]
+    except FileNotFoundError:
+        raise UserError(f"{training}: no such file. Make it with `dvc repro train`.") from None
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{training}: damaged. Make it again with `dvc repro -f train`.") from None
+    gain = evaluation["delta"]
+    return {
+        **{model: {"rougeL": evaluation[model]["rougeL"]} for model in MODELS},
+        "delta": {
+            "rougeL": gain["rougeL"],
+            "low": gain["rougeL_low"],
+            "high": gain["rougeL_high"],
+            "p_value": gain["p_value"],
+        },
+        "baseline": {"rougeL": max(evaluation["baselines"].values())},  # the best one
+        **({} if loss is None else {"val_loss": loss}),
+        "trainable_parameters": parameters,
+    }
+
+
+def verdict(evaluation: Mapping[str, Any], confidence: float) -> str:
+    """Return what the numbers support, in two or three sentences."""
+    delta, baselines, score = evaluation["delta"], evaluation["baselines"], evaluation["adapter"]["rougeL"]
+    rows, numbers = f"{evaluation['rows']} held-out rows", difference_text(delta, confidence)
+    if outcome := better_or_worse(delta, confidence):
+        gain = f"The fine-tuned model is {outcome}: {numbers}, on {rows}."
     else:
-        said = f"No difference that {rows} can show: {delta['rougeL']:+.4f} ROUGE-L, {interval}."
-    best = max(metrics["floors"], key=lambda name: metrics["floors"][name])
-    floor = metrics["floors"][best]
-    if metrics["adapter"]["rougeL"] <= floor:
-        return f"{said} Yet it scores no more ({metrics['adapter']['rougeL']:.4f}) than {FLOORS[best]} ({floor:.4f})."
-    return f"{said} The highest floor, {FLOORS[best]}, is at {floor:.4f}."
+        gain = f"On {rows}, there is no clear difference: {numbers}."
+    best = max(baselines, key=lambda name: baselines[name])
+    baseline = f"The best baseline, {LABELS[best]}, scores {baselines[best]:.4f}."
+    beaten = "" if score > baselines[best] else f" The fine-tuned model ({score:.4f}) does not beat it."
+    return f"{gain} {baseline}{beaten}"
 
 
-FLOORS = {
-    "echo_intent": "echoing the intent",
-    "echo_context": "echoing the context or else the intent",
-    "random_answer": "a random training answer",
-    "nearest_answer": "the nearest training answer",
-}
+def better_or_worse(delta: Mapping[str, float], confidence: float) -> str | None:
+    """Return which of the two a difference in ROUGE-L shows, or None if it may be chance.
+
+    The interval has to exclude 0, and p has to agree: on very few rows the interval is too narrow.
+    """
+    if delta["rougeL_low"] <= 0 <= delta["rougeL_high"] or delta["p_value"] > 1 - confidence:
+        return None
+    return "better" if delta["rougeL"] > 0 else "worse"
+
+
+def difference_text(delta: Mapping[str, float], confidence: float) -> str:
+    """Return a difference in ROUGE-L with its interval, for a sentence."""
+    interval = f"{confidence:.0%} interval [{delta['rougeL_low']:+.4f}, {delta['rougeL_high']:+.4f}]"
+    return f"{delta['rougeL']:+.4f} ROUGE-L, {interval}"

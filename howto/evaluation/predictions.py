@@ -1,79 +1,71 @@
-"""Prediction files: what the models wrote for the test rows, and nothing else."""
+"""Read the prediction files, and check that they answer the test rows and are the ones that dvc.lock records."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
+from howto.core.dvc_lock import read_lock
 from howto.core.errors import UserError
 from howto.core.schema import Prediction, Row, number_rows
 
-NAMED = 3  # ids that a message names
+MODELS = ("base", "adapter")
+SHOWN_IDS = 3  # of rows without an answer
+Answers = list[list[Prediction]]  # [rows][seeds] of one model
 
 
-def read_predictions(path: Path, rows: Sequence[Row], test: Path) -> list[list[Prediction]]:
-    """The predictions for each test row, one for each seed, in the order of the seeds.
+def read_predictions(folder: Path, rows: Sequence[Row], test: Path) -> dict[str, Answers]:
+    """Return each model's answers to the rows of `test`, in the order of the rows and of the seeds.
 
     Raises:
-        UserError: a row has none, or not for each seed; one is of no test row, or is there twice. The message
-            names lines and rows.
+        UserError: a file is missing or damaged, does not answer each row once per seed, or the seeds of the two models
+            differ. The message names lines and rows.
     """
-    again = f"make it again with `dvc repro -f infer@{path.stem}`"
+    answers = {model: read_answers(folder / f"{model}.jsonl", rows, test) for model in MODELS}
+    base, adapter = ([answer.seed for answer in answers[model][0]] for model in MODELS)
+    if base != adapter:
+        raise UserError(f"{folder}: base has the seeds {base}, adapter {adapter}. Run `dvc repro`.")
+    return answers
+
+
+def read_answers(path: Path, rows: Sequence[Row], test: Path) -> Answers:
+    """Return one model's answers. Raises as `read_predictions`."""
+    again = f"Make it again with `dvc repro -f infer@{path.stem}`."
     number_of = {row.id: number for number, row in enumerate(rows)}
-    found: list[dict[int, Prediction]] = [{} for _ in rows]
+    by_seed: list[dict[int, Prediction]] = [{} for _ in rows]
     for line, prediction in number_rows(path, Prediction):
         if prediction.id not in number_of:
-            raise UserError(f"{path}:{line}: answers row {prediction.id}, which is not in {test}; {again}")
-        of_row = found[number_of[prediction.id]]
+            raise UserError(f"{path}:{line}: answers row {prediction.id}, which is not in {test}. {again}")
+        of_row = by_seed[number_of[prediction.id]]
         if prediction.seed in of_row:
-            raise UserError(f"{path}:{line}: a second answer to row {prediction.id} (seed {prediction.seed}); {again}")
+            raise UserError(f"{path}:{line}: a second answer to row {prediction.id} (seed {prediction.seed}). {again}")
         of_row[prediction.seed] = prediction
-    seeds = Counter(seed for of_row in found for seed in of_row)
-    if not seeds:
-        raise UserError(f"{path}: no predictions in it; {again}")
-    for seed, count in sorted(seeds.items()):
-        if count < len(rows):
-            missing = [row.id for row, of_row in zip(rows, found, strict=True) if seed not in of_row]
-            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-            raise UserError(
-                f"{path}: {len(missing)} of the {len(rows)} rows of {test} have no answer of seed {seed}: "
-                f"{', '.join(missing[:NAMED])}{more}; {again}"
-            )
-    return [[of_row[seed] for seed in sorted(of_row)] for of_row in found]
+    seeds = {seed for of_row in by_seed for seed in of_row}
+    missing = [row.id for row, of_row in zip(rows, by_seed, strict=True) if not of_row or of_row.keys() != seeds]
+    if missing:
+        ids = ", ".join(missing[:SHOWN_IDS]) + (", ..." if len(missing) > SHOWN_IDS else "")
+        lack = f"{len(missing)} of the {len(rows)} rows of {test} lack an answer (seeds {sorted(seeds)})"
+        raise UserError(f"{path}: {lack}: {ids}. {again}")
+    return [[of_row[seed] for seed in sorted(of_row)] for of_row in by_seed]
 
 
 def check_against_lock(path: Path, lock: Path, values: dict[str, Any], params_path: Path) -> None:
-    """See that DVC knows the predictions at `path`, and that they were made with the params that hold now.
+    """Check that `lock` records the predictions at `path`, made with `values`: the current params, by their keys.
 
-    `values` are the params of `params_path` by the keys under which dvc.lock has them. Where there is no `lock`, or
-    it does not know the stage yet, there is nothing to compare.
+    Nothing is checked if there is no `lock`, or if it does not have the stage yet.
 
     Raises:
-        UserError: it knows others, of another model or other params.
+        UserError: it records other predictions or params.
     """
-    try:
-        stages = YAML(typ="safe").load(lock.read_text(encoding="utf-8"))["stages"]
-        stage = stages.get(f"infer@{path.stem}") or {}
-        known = {out["path"]: out["md5"] for out in stage.get("outs", [])}.get(str(path))
-        used = (stage.get("params") or {}).get(params_path.name) or {}
-    except FileNotFoundError:
+    stage = read_lock(lock).get(f"infer@{path.stem}") if lock.exists() else None
+    if stage is None:
         return
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, YAMLError):
-        raise UserError(f"{lock}: damaged; take it from git again") from None
-    again = f"make it again with `dvc repro infer@{path.stem}`"
-    if known and known != _md5(path):
-        raise UserError(f"{path}: not the file that {lock} knows, but one of another model or other params; {again}")
+    recorded, used = stage.outs.get(str(path)), stage.params.get(params_path.name, {})
+    again = f"Make it again with `dvc repro infer@{path.stem}`."
+    if recorded and recorded != hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest():
+        raise UserError(f"{path}: not the file that {lock} records; its model or params may differ. {again}")
     for key, value in values.items():
         if key in used and used[key] != value:
-            raise UserError(f"{path}: made with other params than {params_path} has now ({key}); {again}")
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            raise UserError(f"{path}: made with other params than {params_path} has now ({key}). {again}")

@@ -1,9 +1,9 @@
 """ROUGE-1, 2, L and Lsum (Lin 2004, aclanthology.org/W04-1013), equal to the last bit to Google's `rouge-score`.
 
-Google's fills a table of |reference| x |answer| cells in Python, twice, and stems every word of every text. Here a row
-of the table is one Python integer with a bit for each column, so that a row costs a few operations (Crochemore,
-Iliopoulos, Pinzon and Reid 2001, "A fast and practical bit-vector algorithm for the longest common subsequence
-problem"; Hyyrö 2004, "Bit-parallel LCS-length computation revisited"), and a word is stemmed once in a process.
+Google's package fills a table of |reference| x |answer| cells in Python, twice, and stems every word of every text.
+Here a row of the table is one Python integer with a bit for each column, so a row costs a few operations (Crochemore et
+al. 2001, "A fast and practical bit-vector algorithm for the longest common subsequence problem"; Hyyrö 2004,
+"Bit-parallel LCS-length computation revisited"). A word is stemmed once in a process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
-_WORD = re.compile("[a-z0-9]+")  # of the text in lower case: any other character parts words, as in ROUGE-1.5.5
+_WORD = re.compile("[a-z0-9]+")  # in lower case; any other character separates words, as in ROUGE-1.5.5
 
 Gram = TypeVar("Gram", str, tuple[str, str])
 
@@ -34,7 +34,7 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
-    """The words of one text, or their stems, and their counts; `sentences` are its lines that have words."""
+    """The words (or stems) of one text, and their counts. `sentences` are its lines that have words."""
 
     words: tuple[str, ...]
     sentences: tuple[tuple[str, ...], ...]
@@ -43,34 +43,31 @@ class Tokens:
 
 
 class Rouge:
-    """Scores answers against references; `use_stemmer` compares word stems (Porter) in place of words."""
+    """Scores answers against references. With `use_stemmer` it compares word stems (Porter) instead of words."""
 
     def __init__(self, *, use_stemmer: bool) -> None:
-        self._form = _stem if use_stemmer else intern
+        self._normalize = _stem if use_stemmer else intern
 
     def tokens(self, text: str) -> Tokens:
-        """`text` ready to be scored, on either side and many times. A newline ends a sentence, a full stop does not."""
-        lines = (tuple(map(self._form, _WORD.findall(line))) for line in text.lower().split("\n"))
+        """Prepare a text for scoring, as answer or reference. A newline ends a sentence, a full stop does not."""
+        lines = (tuple(map(self._normalize, _WORD.findall(line))) for line in text.lower().split("\n"))
         sentences = tuple(line for line in lines if line)
         words = tuple(chain.from_iterable(sentences))
         return Tokens(words, sentences, Counter(words), Counter(pairwise(words)))
 
     def rouge_l(self, reference: Tokens, answer: Tokens) -> Score:
-        """ROUGE-L alone: the longest common subsequence of words, across sentences. 0 for a text without words."""
+        """Return ROUGE-L: the longest common subsequence of words, across sentences. A text without words scores 0."""
         return _score(_lcs_length(reference.words, answer.words), len(reference.words), len(answer.words))
 
     def score(self, references: Sequence[Tokens], answer: Tokens) -> dict[str, Score]:
-        """For each of KINDS the score against the reference with the highest F, the first of equals.
-
-        Raises ValueError if there is no reference.
-        """
+        """Return for each of KINDS the score against the reference with the highest F, the first if several have it."""
         scores = [self._score_one(reference, answer) for reference in references]
         return {kind: max((score[kind] for score in scores), key=lambda score: score.fmeasure) for kind in KINDS}
 
     def _score_one(self, reference: Tokens, answer: Tokens) -> dict[str, Score]:
         sizes = len(reference.words), len(answer.words)
         rouge_l = self.rouge_l(reference, answer)
-        one_line = len(reference.sentences) == len(answer.sentences) == 1  # then the union is that one LCS
+        one_line = len(reference.sentences) == len(answer.sentences) == 1  # then the union is the LCS itself
         return {
             "rouge1": _score(_overlap(reference.unigrams, answer.unigrams), *sizes),
             "rouge2": _score(_overlap(reference.bigrams, answer.bigrams), *(size - 1 for size in sizes)),
@@ -81,7 +78,7 @@ class Rouge:
 
 @cache
 def _stem(word: str) -> str:
-    """The Porter stem by `rouge_score`, which leaves words of up to three letters as they are."""
+    """The Porter stem by `rouge_score`, which keeps words of up to three letters."""
     return intern("".join(_tokenizer().tokenize(word)))
 
 
@@ -93,19 +90,19 @@ def _tokenizer() -> Any:
 
 
 def _score(hits: int, reference_size: int, answer_size: int) -> Score:
-    """Precision, recall and F, in `rouge_score`'s order of operations: another order would round otherwise."""
+    """Precision, recall and F, in `rouge_score`'s order of operations: another order would round differently."""
     precision, recall = hits / max(answer_size, 1), hits / max(reference_size, 1)
     fmeasure = 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
     return Score(precision, recall, fmeasure)
 
 
 def _overlap(one: Mapping[Gram, int], other: Mapping[Gram, int]) -> int:
-    """How many n-grams are common, each counted as often as both sides have it (Lin 2004, section 2)."""
+    """The number of common n-grams, each counted as often as both sides have it (Lin 2004, section 2)."""
     return sum(min(one[gram], other[gram]) for gram in one.keys() & other.keys())
 
 
 def _masks(words: Iterable[str]) -> dict[str, int]:
-    """For each word its places: bit n is set for word n."""
+    """The places of each word: bit n is set for word n."""
     masks: dict[str, int] = {}
     for place, word in enumerate(words):
         masks[word] = masks.get(word, 0) | 1 << place
@@ -113,10 +110,10 @@ def _masks(words: Iterable[str]) -> dict[str, int]:
 
 
 def _lcs_length(reference: Sequence[str], answer: Sequence[str]) -> int:
-    """Length of the longest common subsequence (Lin 2004, section 3.1), by Hyyrö 2004.
+    """The length of the longest common subsequence (Lin 2004, section 3.1), by Hyyrö 2004.
 
-    Bit n of `row` is 0 where the table's row grows from column n to n + 1, so that its zeros count the length. The sum
-    moves each such place to the leftmost match in its reach; what it carries past the last column is cut off last.
+    Bit n of `row` is 0 where the table's row grows from column n to n + 1, so its zeros count the length. The sum moves
+    each such place to the leftmost match in its reach. What it carries past the last column is cut off at the end.
     """
     masks = _masks(answer)
     row = columns = (1 << len(answer)) - 1
@@ -127,9 +124,9 @@ def _lcs_length(reference: Sequence[str], answer: Sequence[str]) -> int:
 
 
 def _union_lcs_hits(reference: Tokens, answer: Tokens) -> int:
-    """Words in the union, for each sentence of the reference, of its LCS with each of the answer's (Lin 2004, 3.2).
+    """The words in the union of each reference sentence's LCS with every sentence of the answer (Lin 2004, 3.2).
 
-    As in ROUGE-1.5.5 a word counts at most as often as the answer has it.
+    As in ROUGE-1.5.5, a word counts at most as often as the answer has it.
     """
     unions: list[set[int]] = [set() for _ in reference.sentences]
     for sentence in answer.sentences:
@@ -142,16 +139,15 @@ def _union_lcs_hits(reference: Tokens, answer: Tokens) -> int:
 
 
 def _lcs_places(rows: Sequence[tuple[int, int]], columns: int) -> Iterator[int]:
-    """Places in the reference of one LCS: of equally long ones, that which `rouge_score` finds.
+    """Yield the places in the reference of one LCS: of equally long ones, the one that `rouge_score` finds.
 
     It walks from the table's last cell: diagonally at a match, else left if that cell is greater than the one above,
-    else up. Where there is no match, left is greater than above just where the cell itself is greater than above, and
-    that is where the sum in `_lcs_length` carries. So the walk leaves a row at the first column, from the right, with a
-    match or without a carry. A row without any match equals the one above and is left upwards at once: `rows` holds the
-    place and mask of the others only.
+    else up. Without a match, left is greater exactly where the sum in `_lcs_length` carries. So it leaves a row at the
+    first column, from the right, with a match or without a carry. `rows` holds the place and mask of each row with
+    a match; the others equal the row above.
     """
     row = (1 << columns) - 1
-    exits = []  # for each row: bit n for column n, where column 0 stands before the first word
+    exits = []  # for each row: bit n for column n, where column 0 is before the first word
     for _, mask in rows:
         common = row & mask
         total = row + common

@@ -1,107 +1,169 @@
-"""Every row's answers, scored: by both models, and by those who know nothing."""
+"""Score answers against references: ROUGE, length, repetition, words copied from the prompt, similarity."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from howto.core.errors import UserError
+from howto.core.schema import Row
 from howto.core.workers import map_in_order, usable_cores
-from howto.evaluation.repetition import copied_share, repeated_share
-from howto.evaluation.rouge import KINDS, Rouge, Score, Tokens
+from howto.evaluation.predictions import Answers
+from howto.evaluation.rouge import KINDS, Rouge, Score
 
-PART = 256  # rows that a process scores at once
-FEW = 4096  # answers that are scored sooner than other processes have started
-
-
-class Texts(NamedTuple):
-    """A row as it is scored."""
-
-    references: tuple[str, ...]  # the first one's length is that of the reference
-    prompt: str
-    answers: tuple[str, ...]  # of both models and all seeds
-    floors: tuple[str, ...]
+BATCH = 256  # rows that a process scores at once
+PARALLEL_FROM = 4096  # answers; fewer are scored sooner than processes start
+NGRAM = 4  # words
+Item = tuple[
+    Row, dict[str, list[str]], Mapping[str, str]
+]  # row, each model's answers (one per seed), baselines' answers
 
 
-class Scored(NamedTuple):
-    """The numbers of a row: of each answer and of each floor."""
+class AnswerScores(NamedTuple):
+    """What one answer scores. Both shares are None for an answer of fewer than four words."""
 
-    rouge: list[list[Score]]  # [answers][kinds]
-    repeated: list[float | None]  # [answers]
-    copied: list[float | None]
-    words: list[int]
+    rouge: list[Score]  # [kinds]
+    words: int
+    repeated: float | None
+    copied: float | None
+
+
+class RowScores(NamedTuple):
+    """What everything in one row scores; a baseline and the ceiling by F of ROUGE-L."""
+
+    answers: dict[str, list[AnswerScores]]
+    baselines: dict[str, float]
+    ceiling: float
     reference_words: int
-    floors: list[float]  # [floors]: F of ROUGE-L
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """What all answers of one model score. A share is NaN where an answer has none."""
+
+    rouge: NDArray[np.float64]  # [rows, seeds, kinds, 3]: precision, recall, F
+    words: NDArray[np.float64]  # [rows, seeds]
+    repeated: NDArray[np.float64]  # [rows, seeds]
+    copied: NDArray[np.float64]  # [rows, seeds]
+
+    @property
+    def rouge_l(self) -> NDArray[np.float64]:
+        """F of ROUGE-L, [rows, seeds]."""
+        return self.rouge[:, :, KINDS.index("rougeL"), 2]
+
+    @property
+    def row_means(self) -> NDArray[np.float64]:
+        """F of ROUGE-L, [rows], the mean over the seeds."""
+        means: NDArray[np.float64] = self.rouge_l.mean(axis=1)
+        return means
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The numbers of all rows; shares that an answer does not have are NaN."""
+    """What all rows score: [rows] of each baseline, and of the reference itself, which is the ceiling."""
 
-    rouge: NDArray[np.float64]  # [rows, answers, kinds, 3]
-    repeated: NDArray[np.float64]  # [rows, answers]
-    copied: NDArray[np.float64]
-    words: NDArray[np.int64]
-    reference_words: NDArray[np.int64]  # [rows]
-    floors: NDArray[np.float64]  # [rows, floors]
-
-    @property
-    def rouge_l(self) -> NDArray[np.float64]:
-        """F of ROUGE-L, [rows, answers]."""
-        return self.rouge[:, :, KINDS.index("rougeL"), 2]
+    models: dict[str, ModelScores]
+    baselines: dict[str, NDArray[np.float64]]
+    ceiling: NDArray[np.float64]
+    reference_words: NDArray[np.int64]
 
 
-def score(texts: Sequence[Texts], *, use_stemmer: bool) -> Scores:
-    """Score all rows, on all cores if there are many."""
-    parts = [texts[start : start + PART] for start in range(0, len(texts), PART)]
-    many = sum(len(row.answers) for row in texts) > FEW
-    work = partial(score_part, use_stemmer=use_stemmer)
-    rows: list[Scored] = []
-    with tqdm(total=len(texts), desc="score", unit="row", disable=None) as progress:
-        for part in map_in_order(work, parts, usable_cores() if many else 1):
-            rows += part
-            progress.update(len(part))
+def score(
+    rows: Sequence[Row], answers: Mapping[str, Answers], baselines: Sequence[Mapping[str, str]], *, use_stemmer: bool
+) -> Scores:
+    """Score each model's answers to `rows`, and the baselines' [rows], on all cores if there are many answers."""
+    items = [
+        (row, {model: [answer.text for answer in of_model[number]] for model, of_model in answers.items()}, baseline)
+        for number, (row, baseline) in enumerate(zip(rows, baselines, strict=True))
+    ]
+    batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
+    many = sum(len(of_row) for of_model in answers.values() for of_row in of_model) > PARALLEL_FROM
+    work = partial(_score_batch, use_stemmer=use_stemmer)
+    results = chain.from_iterable(map_in_order(work, batches, usable_cores() if many else 1))
+    scored = list(tqdm(results, total=len(rows), desc="score", unit="row", disable=None))
     return Scores(
-        np.array([row.rouge for row in rows], dtype=np.float64),
-        np.array([row.repeated for row in rows], dtype=np.float64),
-        np.array([row.copied for row in rows], dtype=np.float64),
-        np.array([row.words for row in rows]),
-        np.array([row.reference_words for row in rows]),
-        np.array([row.floors for row in rows], dtype=np.float64),
+        models={model: _stack([row.answers[model] for row in scored]) for model in answers},
+        baselines={name: np.array([row.baselines[name] for row in scored]) for name in baselines[0]},
+        ceiling=np.array([row.ceiling for row in scored]),
+        reference_words=np.array([row.reference_words for row in scored]),
     )
 
 
-def score_part(texts: Sequence[Texts], *, use_stemmer: bool) -> list[Scored]:
-    """The numbers of some rows."""
-    rouge = _rouge(use_stemmer)
-    found = []
-    for row in texts:
-        references, prompt = [rouge.tokens(text) for text in row.references], rouge.tokens(row.prompt)
-        answers = [rouge.tokens(answer) for answer in row.answers]
-        scores = [rouge.score(references, answer) for answer in answers]
-        found.append(
-            Scored(
-                [[of_answer[kind] for kind in KINDS] for of_answer in scores],
-                [repeated_share(answer.words) for answer in answers],
-                [copied_share(answer.words, prompt.words) for answer in answers],
-                [len(answer.words) for answer in answers],
-                len(references[0].words),
-                [rouge_l(rouge, references, rouge.tokens(floor)) for floor in row.floors],
-            )
-        )
-    return found
+def _stack(rows: list[list[AnswerScores]]) -> ModelScores:
+    fields = range(len(AnswerScores._fields))
+    return ModelScores(*(np.array([[a[field] for a in row] for row in rows], dtype=np.float64) for field in fields))
 
 
-def rouge_l(rouge: Rouge, references: Sequence[Tokens], answer: Tokens) -> float:
-    """F of ROUGE-L against the best of the references."""
-    return max(rouge.rouge_l(reference, answer).fmeasure for reference in references)
+def _score_batch(items: Sequence[Item], *, use_stemmer: bool) -> list[RowScores]:
+    rouge = Rouge(use_stemmer=use_stemmer)
+    return [_score_row(rouge, *item) for item in items]
 
 
-@cache
-def _rouge(use_stemmer: bool) -> Rouge:
-    return Rouge(use_stemmer=use_stemmer)
+def _score_row(rouge: Rouge, row: Row, answers: dict[str, list[str]], baselines: Mapping[str, str]) -> RowScores:
+    references = [rouge.tokens(text) for text in (row.output, *row.references)]
+    prompt = rouge.tokens(row.input)
+
+    def score_answer(text: str) -> AnswerScores:
+        answer = rouge.tokens(text)
+        by_kind = rouge.score(references, answer)
+        shares = repeated_share(answer.words), copied_share(answer.words, prompt.words)
+        return AnswerScores([by_kind[kind] for kind in KINDS], len(answer.words), *shares)
+
+    def rouge_l(text: str) -> float:
+        answer = rouge.tokens(text)
+        return max(rouge.rouge_l(reference, answer).fmeasure for reference in references)
+
+    return RowScores(
+        {model: [score_answer(text) for text in texts] for model, texts in answers.items()},
+        {name: rouge_l(text) for name, text in baselines.items()},
+        rouge_l(row.output),
+        len(references[0].words),
+    )
+
+
+def repeated_share(words: Sequence[str]) -> float | None:
+    """Return the share of 4-grams that occurred earlier in the text (rep-4, Welleck et al. 2020, arXiv:1908.04319)."""
+    ngrams = _ngrams(words)
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else None
+
+
+def copied_share(words: Sequence[str], prompt: Sequence[str]) -> float | None:
+    """Return the share of 4-grams that occur in the prompt too."""
+    ngrams, in_prompt = _ngrams(words), set(_ngrams(prompt))
+    return sum(ngram in in_prompt for ngram in ngrams) / len(ngrams) if ngrams else None
+
+
+def _ngrams(words: Sequence[str]) -> list[tuple[str, ...]]:
+    return list(zip(*(words[start:] for start in range(NGRAM)), strict=False))
+
+
+def similarities(model: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """Return the cosine of each pair's sentence embeddings, -1..1 (Reimers and Gurevych 2019, arXiv:1908.10084).
+
+    `model` is a folder of sentence-transformers, or a hub id.
+
+    Raises:
+        UserError: the package is not installed, or there is no such model.
+    """
+    key = "params.yaml: evaluate.embedding_model"
+    try:
+        from sentence_transformers import SentenceTransformer, util
+    except ImportError:
+        raise UserError(f"{key}: needs a package. Run `pip install sentence-transformers`, or set null.") from None
+    try:
+        encoder = SentenceTransformer(model, device="cpu", trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{key}: {model} cannot be loaded ({first[:120]}). Name a folder or a hub id.") from None
+    texts = list({text for pair in pairs for text in pair})
+    number_of = {text: number for number, text in enumerate(texts)}
+    vectors = encoder.encode(texts, convert_to_tensor=True, show_progress_bar=None)
+    references, answers = ([number_of[pair[side]] for pair in pairs] for side in (0, 1))
+    return [float(cosine) for cosine in util.pairwise_cos_sim(vectors[references], vectors[answers])]

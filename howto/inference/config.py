@@ -13,7 +13,7 @@ Count = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(ge=0, le=100)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Penalty = Annotated[float, Field(ge=1, le=10)]
-Ngram = Annotated[int, Field(ge=2)]
+NgramSize = Annotated[int, Field(ge=2)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Strings = list[Annotated[str, Field(min_length=1)]]
 
@@ -28,21 +28,21 @@ class Infer(Section):
     top_p: Share
     top_k: Count | None
     repetition_penalty: Penalty
-    no_repeat_ngram_size: Ngram | None
+    no_repeat_ngram_size: NgramSize | None
     stop: Strings
     seeds: Seeds
 
     @model_validator(mode="after")
-    def _goes_together(self) -> Infer:
+    def _check_seeds(self) -> Infer:
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds holds a number twice")
+            raise ValueError("seeds: expected distinct numbers")
         if self.temperature == 0 and len(self.seeds) > 1:
-            raise ValueError("temperature 0 is greedy, and gives the same answer for each of several seeds; keep one")
+            raise ValueError("seeds: expected one, because temperature 0 gives the same answer for each")
         return self
 
 
 class ProfileInfer(Section):
-    """`profiles.<name>.infer`: the rows in flight, and what the profile decodes otherwise than `infer` says."""
+    """`profiles.<name>.infer`: the number of rows decoded at once, and overrides of `infer`."""
 
     key: ClassVar[str] = "profiles.*.infer"
     batch_size: Count
@@ -52,19 +52,18 @@ class ProfileInfer(Section):
     top_p: Share | None = None
     top_k: Count | None = None
     repetition_penalty: Penalty | None = None
-    no_repeat_ngram_size: Ngram | None = None
+    no_repeat_ngram_size: NgramSize | None = None
     stop: Strings | None = None
     seeds: Seeds | None = None
 
     def decoding(self, shared: Infer) -> Infer:
-        """`shared` with what this profile says otherwise.
+        """Return `shared` with this profile's overrides.
 
         Raises:
-            UserError: the two do not go together.
+            UserError: the combination is invalid.
         """
-        own = self.model_dump(exclude={"batch_size"}, exclude_none=True)
+        overrides = self.model_dump(exclude={"batch_size"}, exclude_none=True)
         try:
-            return Infer.model_validate({**shared.model_dump(), **own})
+            return Infer.model_validate({**shared.model_dump(), **overrides})
         except ValidationError as error:
-            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise UserError(f"params.yaml: infer, as the profile's own infer has it: {reason}") from None
+            raise UserError(f"params.yaml: profiles.*.infer with infer: {error.errors()[0]['ctx']['error']}") from None

@@ -1,22 +1,22 @@
-"""Rows in flight: each has a slot for its keys and values, and all are computed in one forward pass.
+"""The KV cache: keys and values of many rows, and the forward passes that fill and read it.
 
-A row that has ended frees its slot for one that waits, so the batch is full until none waits any more (continuous
-batching, Yu et al. 2022, "Orca"). New rows come in packed, without padding, each seeing itself alone.
+Each row has a slot. A row that ends frees its slot for a waiting one, so the batch stays full (continuous batching, Yu
+et al. 2022, "Orca"). New rows are packed, without padding, and each attends to itself alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, DynamicCache
 
 from howto.core.errors import UserError
-from howto.inference.cuda_graphs import Graphs
+from howto.inference.cuda_graphs import DecodeGraphs
 from howto.modeling.async_copy import async_tensor
 from howto.modeling.collate import Batch, Example, pack
 from howto.modeling.packed_attention import packed_attention
@@ -24,174 +24,149 @@ from howto.modeling.packed_attention import packed_attention
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NAME = "slots"
-ALIGNED = 8  # elements of a mask: 16 bytes in bfloat16
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.25}  # of logits, beside the model's own
+ATTENTION = "howto_kv_cache"  # the name under which transformers knows the attention below
+MASK_MULTIPLE = 8  # elements: 16 bytes in bfloat16
+LOGIT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.25}  # against the model's own attention
 
 
-class Flight(Protocol):
-    """What computes the rows in flight; the first ones of `capacity` slots are in use."""
+def use_kv_cache(model: PreTrainedModel, probe: list[int]) -> bool:
+    """Switch the model to the attention that `KVCache` needs, and return True.
 
-    capacity: int
-
-    def enter(self, rows: Sequence[list[int]], first: int) -> torch.Tensor:
-        """Let rows take the slots from `first` on; the logits [rows, vocabulary] of what comes next."""
-
-    def step(self, tokens: torch.Tensor, places: torch.Tensor, longest: int) -> torch.Tensor:
-        """Put a token [slots in use] behind each row, at its place [slots in use]; the logits of what comes next.
-
-        `longest` is the largest place and 1.
-        """
-
-    def move(self, source: int, target: int) -> None:
-        """Let the row of one slot take another one."""
-
-    def logits(self, rows: Sequence[Example]) -> torch.Tensor:
-        """The logits [response tokens, vocabulary] at the response tokens of rows, in no slot."""
-
-
-def use_slots(model: PreTrainedModel, probe: list[int]) -> bool:
-    """Let the model attend as `Slots` needs it, if that gives what its own attention gives for the prompt `probe`.
-
-    If not, which is so where attention caps its scores or looks back through a window, the model stays as it was.
+    If the logits for the prompt `probe` then differ from those of the model's own attention, the model stays unchanged.
+    That happens if attention caps its scores, or has a window shorter than the prompt.
     """
-    one, slots = OneRow(model), Slots(model, 2, len(probe) + 1)
-    more, place = (torch.tensor([number], device=model.device) for number in (probe[0], len(probe)))
-    wanted = [one.enter([probe], 0), one.step(more, place, len(probe) + 1)]
+    reference, cache = OneRowCache(model), KVCache(model, 2, len(probe) + 1)
+    token, position = (torch.tensor([number], device=model.device) for number in (probe[0], len(probe)))
+    expected = torch.cat([reference.prefill([probe], 0), reference.decode(token, position, len(probe) + 1)])
+    limit = LOGIT_TOLERANCE[expected.dtype] * max(1.0, float(expected.abs().max()))
     before = model.config._attn_implementation
-    AttentionInterface.register(NAME, _attention)
-    try:
-        model.set_attn_implementation(NAME)
-        # Two rows, so that one which saw the other would not go unnoticed.
-        entered = slots.enter([probe[: max(1, len(probe) // 2)], probe], 0)[1:]
-        slots.move(1, 0)
-        if _agree(entered, wanted[0]) and _agree(slots.step(more, place, len(probe) + 1), wanted[1]):
+    AttentionInterface.register(ATTENTION, _attention)
+    with suppress(UserError, ValueError, TypeError):
+        model.set_attn_implementation(ATTENTION)
+        # With a second row, a row that attended to another one would be noticed.
+        prefilled = cache.prefill([probe[: max(1, len(probe) // 2)], probe], 0)[1:]
+        cache.move(1, 0)
+        found = torch.cat([prefilled, cache.decode(token, position, len(probe) + 1)])
+        if bool((found - expected).abs().max() <= limit):
             return True
-    except (UserError, ValueError, TypeError):
-        pass
     model.set_attn_implementation(before)
     return False
 
 
-def _agree(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    return bool((found - wanted).abs().max() <= TOLERANCE[wanted.dtype] * max(1.0, float(wanted.abs().max())))
-
-
-class Slots:
-    """Many rows at once, each of at most `length` tokens, for a model that `use_slots` has taken."""
+class KVCache:
+    """Keys and values of up to `capacity` rows of up to `length` tokens, for a model that `use_kv_cache` switched."""
 
     def __init__(self, model: PreTrainedModel, capacity: int, length: int) -> None:
-        self.capacity, self._length = capacity, length
+        self.capacity, self.length = capacity, length
         self._model = model
-        self._cache: torch.Tensor | None = None  # [layers, keys and values, slots, heads, length, head size]
-        # Which tokens of a pass are kept, and where; none: not kept. The tokens of a shared prefix go to many slots.
-        self._slots = self._places = torch.zeros(0, dtype=torch.int64)
-        self._kept: torch.Tensor | None = None  # flat positions in the pass; None: all, in their order
-        self._longest = 0  # place and 1 that a step looks at; 0 where rows enter
-        self._mask: torch.Tensor | None = None  # of this step, for all layers; see `_mask_for`
-        self._graphs = Graphs(self.pass_through, capacity, length) if model.device.type == "cuda" else None
+        self._cache: torch.Tensor | None = None  # [layers, 2 (keys, values), slots, heads, length, head size]
+        # What the current forward pass stores, and where. A token of a shared prefix goes to many slots.
+        self._slots = self._positions = torch.zeros(0, dtype=torch.int64)  # [stored tokens]
+        self._sources: torch.Tensor | None = None  # [stored tokens], flat indices in the pass; None: all in order
+        self._reach = 0  # positions that a decode step attends to; 0 in other passes
+        self._mask: torch.Tensor | None = None  # of a decode step, for all layers; see `_step_mask`
+        self._graphs = DecodeGraphs(self.decode_eagerly, capacity, length) if model.device.type == "cuda" else None
 
-    def enter(self, rows: Sequence[list[int]], first: int) -> torch.Tensor:
-        """As `Flight` says."""
+    def prefill(self, prompts: Sequence[list[int]], first: int) -> torch.Tensor:
+        """Put prompts into the slots from `first` on; return the logits [prompts, vocabulary] of the next tokens."""
         device = self._model.device
-        examples = [Example("", row[:-1], row[-1:]) for row in rows]
-        batch = pack(examples, device, share_prefix=device.type == "cpu")
+        on_cpu = device.type == "cpu"
+        batch = pack([Example("", ids[:-1], ids[-1:]) for ids in prompts], device, share_prefix=on_cpu)
         assert batch.row_ends is not None
-        self._slots = async_tensor([slot for slot, row in enumerate(rows, first) for _ in row], device)
-        self._places = async_tensor([place for row in rows for place in range(len(row))], device)
-        self._kept = None
-        ends = batch.row_ends.tolist() if device.type == "cpu" else [0]  # on a GPU there is no shared prefix
-        if ends[0]:
-            shared = torch.arange(ends[0])
-            own = (torch.arange(start, end) for start, end in pairwise(ends))
-            self._kept = torch.cat([part for of_row in own for part in (shared, of_row)])
-        return self._packed(batch, batch.row_ends[1:].long() - 1)
+        self._slots = async_tensor([slot for slot, ids in enumerate(prompts, first) for _ in ids], device)
+        self._positions = async_tensor([position for ids in prompts for position in range(len(ids))], device)
+        self._sources = None
+        if on_cpu and (prefix := int(batch.row_ends[0])):
+            own = (torch.arange(start, end) for start, end in pairwise(batch.row_ends.tolist()))
+            self._sources = torch.cat([part for row in own for part in (torch.arange(prefix), row)])
+        return self._packed_logits(batch, batch.row_ends[1:].long() - 1)
 
-    def logits(self, rows: Sequence[Example]) -> torch.Tensor:
-        """As `Flight` says."""
+    def logits(self, examples: Sequence[Example]) -> torch.Tensor:
+        """Return the logits [completion tokens, vocabulary] of the completions; nothing is stored."""
         device = self._model.device
-        batch = pack(list(rows), device, share_prefix=device.type == "cpu")
-        self._slots = self._places = batch.labels[:0]
-        return self._packed(batch, batch.label_positions)
+        batch = pack(list(examples), device, share_prefix=device.type == "cpu")
+        self._slots = self._positions = batch.labels[:0]
+        return self._packed_logits(batch, batch.label_positions)
 
-    def _packed(self, batch: Batch, places: torch.Tensor) -> torch.Tensor:
-        self._longest = 0
-        output = self._model(**batch.model_inputs(), slots=self, use_cache=False, logits_to_keep=places)
+    def _packed_logits(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+        self._reach = 0
+        output = self._model(**batch.model_inputs(), kv_cache=self, use_cache=False, logits_to_keep=positions)
         return output.logits[0]  # type: ignore[no-any-return]
 
-    def step(self, tokens: torch.Tensor, places: torch.Tensor, longest: int) -> torch.Tensor:
-        """As `Flight` says."""
-        if self._graphs:
-            return self._graphs.step(tokens, places, longest)
-        return self.pass_through(tokens, places, longest)
+    def decode(self, tokens: torch.Tensor, positions: torch.Tensor, reach: int) -> torch.Tensor:
+        """Append a token to each of the first rows, and return the logits [rows, vocabulary] of the next tokens.
 
-    def pass_through(self, tokens: torch.Tensor, places: torch.Tensor, longest: int) -> torch.Tensor:
-        """A step in which no row looks beyond the first `longest` places."""
-        self._slots, self._places, self._longest = torch.arange(len(tokens), device=tokens.device), places, longest
-        self._kept = self._mask = None
+        `tokens` [rows] are stored at `positions` [rows]. `reach` is the largest position + 1.
+        """
+        decode = self._graphs.decode if self._graphs else self.decode_eagerly
+        return decode(tokens, positions, reach)
+
+    def decode_eagerly(self, tokens: torch.Tensor, positions: torch.Tensor, reach: int) -> torch.Tensor:
+        """Do as `decode`, without a CUDA graph."""
+        self._slots, self._positions = torch.arange(len(tokens), device=tokens.device), positions
+        self._sources, self._reach, self._mask = None, reach, None
         output = self._model(
-            input_ids=tokens[:, None], position_ids=places[:, None], slots=self, use_cache=False, logits_to_keep=1
+            input_ids=tokens[:, None], position_ids=positions[:, None], kv_cache=self, use_cache=False, logits_to_keep=1
         )
         return output.logits[:, -1]  # type: ignore[no-any-return]
 
     def move(self, source: int, target: int) -> None:
-        """As `Flight` says."""
+        """Copy the row in slot `source` to slot `target`."""
         if self._cache is not None:
             self._cache[:, :, target] = self._cache[:, :, source]
 
-    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, more: Any) -> Any:
-        """Keep the keys and values of a pass, and attend; arguments and result as in `packed_attention`.
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Any) -> Any:
+        """Store the keys and values of a pass, and attend; arguments and result as in `packed_attention`.
 
-        In a step there is a row for each slot in use: `query` [rows, heads, 1, head size].
+        In a decode step, `query` is [rows, heads, 1, head size].
         """
         if len(self._slots):
-            self._keep(layer, key, value)
-        if not self._longest:
-            return packed_attention(torch.nn.Identity(), query, key, value, None, **more)[0]
-        window, cap = more.get("sliding_window"), more.get("softcap")
-        if cap is not None or (window is not None and self._longest > window):
-            raise UserError("attention that is not computed here")
+            self._store(layer, key, value)
+        if not self._reach:
+            return packed_attention(torch.nn.Identity(), query, key, value, None, **options)[0]
+        window = options.get("sliding_window")
+        if options.get("softcap") is not None or (window is not None and self._reach > window):
+            raise UserError("this kind of attention is not supported")
         assert self._cache is not None
-        keys, values = self._cache[layer, :, : len(query), :, : self._longest]
-        # The heads that share keys are computed as several queries of one head, so that keys are read once. Each head
-        # of keys is a row of its own: kernels put the heads of a row behind its queries, and a copy would follow.
+        keys, values = self._cache[layer, :, : len(query), :, : self._reach]
+        # Query heads that share a key head are computed as queries of one head, so its keys are read once. Each key
+        # head is a row of the batch: kernels lay out a row's heads behind its queries, which would cost a copy.
         rows, heads, _, size = query.shape
         pairs = rows * keys.shape[1]
         if self._mask is None:
-            self._mask = self._mask_for(keys.shape[1], query.dtype)
+            self._mask = self._step_mask(keys.shape[1], query.dtype)
         attended = scaled_dot_product_attention(
             query.reshape(pairs, 1, -1, size),
-            keys.view(pairs, 1, self._longest, size),
-            values.view(pairs, 1, self._longest, size),
+            keys.view(pairs, 1, self._reach, size),
+            values.view(pairs, 1, self._reach, size),
             attn_mask=self._mask,
-            scale=more.get("scaling"),
+            scale=options.get("scaling"),
         )
         return attended.reshape(rows, 1, heads, size)
 
-    def _mask_for(self, heads: int, dtype: torch.dtype) -> torch.Tensor:
-        """Return what a step adds to the scores of each row and head of keys [rows * heads, 1, 1, longest].
+    def _step_mask(self, heads: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return the additive mask [rows * key heads, 1, 1, reach]: 0 up to a row's position, -inf after it.
 
-        It is 0 for what a row sees, and -inf for what comes later. A GPU would convert a mask of bools for each layer,
-        and copy one whose lines do not start at multiples of 16 bytes.
+        A GPU would convert a mask of bools, and copy one whose rows are not aligned to 16 bytes, for each layer.
         """
-        width = -(-self._longest // ALIGNED) * ALIGNED
-        hidden = torch.arange(width, device=self._places.device) > self._places[:, None]
+        width = -(-self._reach // MASK_MULTIPLE) * MASK_MULTIPLE
+        hidden = torch.arange(width, device=self._positions.device) > self._positions[:, None]
         mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
-        return mask.repeat_interleave(heads, dim=0)[:, None, None, : self._longest]
+        return mask.repeat_interleave(heads, dim=0)[:, None, None, : self._reach]
 
-    def _keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+    def _store(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         if self._cache is None:
             layers = int(self._model.config.num_hidden_layers)
-            self._cache = key.new_zeros(layers, 2, self.capacity, key.shape[1], self._length, key.shape[3])
-        with _in_any_order():
-            for kept, new in zip(self._cache[layer], (key, value), strict=True):
+            self._cache = key.new_zeros(layers, 2, self.capacity, key.shape[1], self.length, key.shape[3])
+        with _unsorted_writes():
+            for stored, new in zip(self._cache[layer], (key, value), strict=True):
                 tokens = new.transpose(1, 2).flatten(0, 1)  # [tokens, heads, head size]
-                kept[self._slots, :, self._places] = tokens if self._kept is None else tokens[self._kept]
+                stored[self._slots, :, self._positions] = tokens if self._sources is None else tokens[self._sources]
 
 
 @contextmanager
-def _in_any_order() -> Iterator[None]:
-    """Let writes to places that differ take the fast kernel: a deterministic one would sort them first."""
+def _unsorted_writes() -> Iterator[None]:
+    """Let writes to distinct places use the fast kernel: the deterministic one sorts them first."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
     try:
@@ -207,32 +182,30 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    slots: Slots,
-    **more: Any,
+    kv_cache: KVCache,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """In the form of transformers' attention functions."""
-    return slots.attend(int(module.layer_idx), query, key, value, more), None  # type: ignore[arg-type]
+    """Attend, with the signature of transformers' attention functions."""
+    return kv_cache.attend(int(module.layer_idx), query, key, value, options), None  # type: ignore[arg-type]
 
 
-class OneRow:
-    """One row at a time, by the model's own attention and cache: what `Slots` has to agree with."""
+class OneRowCache:
+    """One row at a time, by the model's own attention and cache: the reference for `KVCache`, with its methods."""
 
     capacity = 1
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._cache = DynamicCache(config=model.config)
+        self.length = int(model.config.max_position_embeddings)
 
-    def enter(self, rows: Sequence[list[int]], first: int) -> torch.Tensor:
-        """As `Flight` says."""
-        (row,) = rows
-        assert first == 0
+    def prefill(self, prompts: Sequence[list[int]], first: int) -> torch.Tensor:
+        """See `KVCache`."""
+        (prompt,) = prompts
         self._cache = DynamicCache(config=self._model.config)
-        return self._forward(torch.tensor([row], device=self._model.device))
+        return self._forward(torch.tensor([prompt], device=self._model.device))
 
-    def step(self, tokens: torch.Tensor, places: torch.Tensor, longest: int) -> torch.Tensor:
-        """As `Flight` says."""
-        assert len(tokens) == len(places) == 1
+    def decode(self, tokens: torch.Tensor, positions: torch.Tensor, reach: int) -> torch.Tensor:
+        """See `KVCache`."""
         return self._forward(tokens[None])
 
     def _forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -240,13 +213,13 @@ class OneRow:
         return output.logits[:, -1]  # type: ignore[no-any-return]
 
     def move(self, source: int, target: int) -> None:
-        """There is but one slot."""
+        """See `KVCache`. With one slot, there is nothing to move."""
 
-    def logits(self, rows: Sequence[Example]) -> torch.Tensor:
-        """As `Flight` says."""
+    def logits(self, examples: Sequence[Example]) -> torch.Tensor:
+        """See `KVCache`."""
         found = []
-        for row in rows:
-            ids = torch.tensor([[*row.prompt, *row.completion]], device=self._model.device)
-            output = self._model(input_ids=ids, use_cache=False, logits_to_keep=len(row.completion) + 1)
+        for example in examples:
+            ids = torch.tensor([[*example.prompt, *example.completion]], device=self._model.device)
+            output = self._model(input_ids=ids, use_cache=False, logits_to_keep=len(example.completion) + 1)
             found.append(output.logits[0, :-1])
         return torch.cat(found)

@@ -1,13 +1,12 @@
-"""Records that are ready, on disk as they come, so that work which is stopped goes on where it was."""
+"""A JSONL file of finished records, so that a stopped run can resume."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Generic, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,54 +15,34 @@ from howto.core.atomic import named
 R = TypeVar("R", bound=BaseModel)
 
 
-class Journal(Generic[R]):
-    """A JSONL file that records are put behind. What a kill cut off in the midst of a line is not there.
-
-    `found` are the records that were in the file when it was opened, and `broken` the line at which they end because
-    it is none (b"" if there is no such line). The file stays as it is until the first record is added.
-    """
-
-    def __init__(self, file: IO[bytes], found: list[R], broken: bytes, end: int) -> None:
-        self._file, self._end = file, end
-        self.found, self.broken = found, broken
-
-    def add(self, record: R) -> None:
-        """Put a record into the file; it is there also if this process is killed at once."""
-        if self.broken:
-            self._file.truncate(self._end)
-            self.broken = b""
-        self._file.write(json.dumps(record.model_dump(), ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+def read_log(path: Path, kind: type[R]) -> list[R]:
+    """Return the records before the first incomplete or invalid line; without a file, no records."""
+    return [record for record, _ in _read(path, kind)]
 
 
 @contextmanager
-def journal(path: Path, kind: type[R]) -> Iterator[Journal[R]]:
-    """Open the journal at `path`, or begin one. Whole records are taken up, up to the first line that is none."""
+def open_log(path: Path, kind: type[R]) -> Iterator[Callable[[R], None]]:
+    """Open or create a log, and give a function that appends a record, which then survives a kill of this process.
+
+    The first incomplete or invalid line, and what follows it, is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with named(path), path.open("a+b") as file:
-        file.seek(0)
-        found, broken, end = _whole(file, kind)
-        file.seek(0, os.SEEK_END)
-        yield Journal(file, found, broken, end)
+    with named(path), path.open("ab") as file:
+        file.truncate(sum(size for _, size in _read(path, kind)))
+
+        def append(record: R) -> None:
+            file.write(json.dumps(record.model_dump(), ensure_ascii=False).encode() + b"\n")
+            file.flush()
+
+        yield append
 
 
-def records(path: Path, kind: type[R]) -> list[R]:
-    """The whole records of a journal that another process may be writing."""
-    with path.open("rb") as file:
-        return _whole(file, kind)[0]
-
-
-def _whole(file: IO[bytes], kind: type[R]) -> tuple[list[R], bytes, int]:
-    """The records up to the first line that is none, that line, and the place where it begins."""
-    found: list[R] = []
-    end = 0
-    for line in file:
+def _read(path: Path, kind: type[R]) -> Iterator[tuple[R, int]]:
+    """Yield each valid record, and the bytes of its line."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for line in lines:
         try:
-            record = kind.model_validate_json(line) if line.endswith(b"\n") else None
+            record = kind.model_validate_json(line if line.endswith(b"\n") else b"")
         except ValidationError:
-            record = None
-        if record is None:
-            return found, line, end
-        found.append(record)
-        end += len(line)
-    return found, b"", end
+            return
+        yield record, len(line)

@@ -1,8 +1,7 @@
-"""The `data` section of a profile: where the rows come from."""
+"""The `data` and `model` sections of a profile: where the rows and the base model come from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
@@ -13,50 +12,42 @@ Text = Annotated[str, Field(min_length=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-@dataclass(frozen=True)
-class RowSource:
-    """One place that rows come from: a hub id (`owner/name`) or a local path, and what is taken from there.
-
-    `key` is the parameter that names it. `file` is a file in the repository or folder, or a pattern for
-    several; None takes all that hold rows.
-    """
-
-    key: str
-    source: str
-    revision: str | None
-    file: str | None
-    sha256: str | None
-
-
 class Data(Section):
-    """`data` of a profile: a hub id (`owner/name`) or a local path. `test_source` names one for held-out rows."""
+    """`data` of a profile: a hub id (`owner/name`) or a local path, and which rows are taken from there.
+
+    `config` and `split` select rows on the hub as `datasets.load_dataset` does. `file` is a file in the repository or
+    folder, or a pattern for several. The keys that begin with `test_` do the same for held-out rows.
+    """
 
     key: ClassVar[str] = "profiles.*.data"
     source: Text
     revision: Text | None = None
+    config: Text | None = None
+    split: Text | None = None
     file: Text | None = None
     sha256: Sha256 | None = None
     test_source: Text | None = None
     test_revision: Text | None = None
+    test_config: Text | None = None
+    test_split: Text | None = None
     test_file: Text | None = None
     test_sha256: Sha256 | None = None
 
     @model_validator(mode="after")
-    def _test_has_a_source(self) -> Data:
-        for key in ("test_revision", "test_file", "test_sha256"):
-            if getattr(self, key) is not None and self.test_source is None:
-                raise ValueError(f"{key} is given without test_source; add that, or remove {key}")
+    def _fits_together(self) -> Data:
+        given = {key for key, value in self if value is not None}
+        lonely = {key for key in given if key.startswith("test_")} if self.test_source is None else set()
+        if lonely:
+            raise ValueError(f"{min(lonely)} is given without test_source. Add that, or remove {min(lonely)}.")
+        for prefix in ("", "test_"):
+            if prefix + "file" in given and given & {prefix + "config", prefix + "split"}:
+                raise ValueError(f"{prefix}file excludes {prefix}config and {prefix}split. Remove one.")
         return self
 
-    def rows(self) -> RowSource:
-        """Where the rows come from."""
-        return RowSource("data.source", self.source, self.revision, self.file, self.sha256)
-
-    def test(self) -> RowSource | None:
-        """Where the held-out rows come from, unless they are taken from the others."""
-        if self.test_source is None:
-            return None
-        return RowSource("data.test_source", self.test_source, self.test_revision, self.test_file, self.test_sha256)
+    def test(self) -> Data | None:
+        """Return the section of the held-out rows, if they have a source of their own."""
+        values = {key.removeprefix("test_"): value for key, value in self if key.startswith("test_")}
+        return Data(**values) if self.test_source else None
 
 
 class Model(Section):
@@ -67,7 +58,7 @@ class Model(Section):
     """
 
     key: ClassVar[str] = "profiles.*.model"
-    source: str = Field(min_length=1)
-    revision: str | None = Field(default=None, min_length=1)
+    source: Text
+    revision: Text | None = None
     file: str | None = Field(default=None, pattern=r"\.gguf$")
-    weights_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    weights_sha256: Sha256 | None = None

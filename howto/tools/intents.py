@@ -1,138 +1,94 @@
-"""Files of intents: text with one a line, JSONL, or CSV. A line that cannot be read does not hinder the others."""
+"""Files of intents: text with one intent a line, JSONL, or CSV. Each line is read on its own."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-import re
-from collections.abc import Iterator
+import sys
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from howto.core.errors import UserError
 
-NAMES = ("intent", "instruction", "input")  # what a field with the intent may be called
-CONTEXT = "context"
-NAMED = f"{', '.join(NAMES[:-1])} or {NAMES[-1]}"
-LONGEST_VALUE = 2**31 - 1  # characters in a CSV file: as many as Python's reader can be told everywhere
+NAMES = ("intent", "instruction", "input")  # fields that may hold the intent, the first present one wins
 
 
-class Intent(NamedTuple):
-    """What is wanted, and a text that the answer is to be drawn from (or ""); `line` counts from 1."""
+class Intent(BaseModel):
+    """What somebody wants to do, and a text to answer from, or ""."""
 
-    line: int
-    intent: str
-    context: str
+    model_config = ConfigDict(strict=True, str_strip_whitespace=True)
+    intent: Annotated[str, Field(min_length=1, validation_alias=AliasChoices(*NAMES))]
+    context: Annotated[str, BeforeValidator(lambda value: "" if value is None else value)] = ""
 
     @classmethod
-    def of(cls, line: int, intent: str, context: str = "") -> Intent:
-        """An intent without the blanks around it.
+    def parse(cls, fields: dict[str, Any] | bytes) -> Intent:
+        """Return the intent from its fields, or from a JSON object.
 
         Raises:
-            ValueError: it is empty, or one of the two is no text that a model could read.
+            UserError: a field is missing, empty or not text.
         """
-        for text in (intent, context):
-            if "\0" in text:
-                raise ValueError("a NUL character in it; save it as UTF-8")
-            if half := re.search("[\ud800-\udfff]", text):  # bytes that were no UTF-8 come as U+DC80..DCFF
-                raise ValueError(
-                    "not UTF-8" if "\udc80" <= half[0] <= "\udcff" else "half of a character, a lone surrogate, in it"
-                )
-        if not intent.strip():
-            raise ValueError("an empty intent")
-        return cls(line, intent.strip(), context.strip())
+        try:
+            return cls.model_validate_json(fields) if isinstance(fields, bytes) else cls.model_validate(fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(": ".join([*map(str, first["loc"]), first["msg"]])) from None
 
 
-def read_intents(name: str, stdin: IO[bytes]) -> tuple[list[Intent], list[str]]:
-    """The intents of a file, and what is wrong with its other lines: `file:line: reason`.
+def read_intents(name: str) -> tuple[dict[int, Intent], list[str]]:
+    """Return the intents of a file by line, from 1, and an error `file:line: reason` for each line without one.
 
-    The ending says what the file holds: `.jsonl` objects, `.csv` columns, anything else (and `-`, standard input) an
-    intent a line; an object or a column has the intent as `intent`, `instruction` or `input`, and may have a `context`.
+    `.jsonl` has objects and `.csv` has columns, with the intent under one of NAMES, and perhaps a `context`. Any other
+    file, and "-" (standard input), has an intent a line. Blank lines are skipped.
 
     Raises:
-        UserError: no such file, or a CSV file without such a column.
+        UserError: the file cannot be read.
     """
-    wanted = "give a file of intents (.txt, .jsonl or .csv)"
     try:
-        data = stdin.read() if name == "-" else Path(name).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{name}: no such file; {wanted}") from None
-    except IsADirectoryError:
-        raise UserError(f"{name}: a folder; {wanted}") from None
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror}); {wanted}") from None
+        raise UserError(f"{name}: {error.strerror}. Give a .txt, .jsonl or .csv file.") from None
+    if b"\0" in data:
+        raise UserError(f"{name}: expected UTF-8 text, got NUL bytes. Save the file as UTF-8.")
     data = data.removeprefix(b"\xef\xbb\xbf")
-    ending = Path(name).suffix.lower()
-    if ending == ".csv":
-        return _from_csv(name, data)
-    intents: list[Intent] = []
-    bad: list[str] = []
-    for number, line in enumerate(data.split(b"\n"), 1):
-        text = line.decode("utf-8", "surrogateescape").strip()
-        if not text:
-            continue
+    suffix = Path(name).suffix.lower()
+    errors: list[str] = []
+    lines: dict[int, Any]
+    if suffix == ".csv":
+        lines = _csv_rows(name, data, errors)
+    else:
+        lines = {line: text for line, text in enumerate(data.split(b"\n"), 1) if text.strip()}
+        if suffix != ".jsonl":
+            lines = {line: {"intent": text.decode("utf-8", "surrogateescape")} for line, text in lines.items()}
+    intents = {}
+    for line, fields in lines.items():
         try:
-            intents.append(_from_json(number, text) if ending == ".jsonl" else Intent.of(number, text))
-        except ValueError as error:
-            bad.append(f"{name}:{number}: {error}")
-    return intents, bad
+            intents[line] = Intent.parse(fields)
+        except UserError as error:
+            errors.append(f"{name}:{line}: {error}")
+    return intents, errors
 
 
-def _from_json(number: int, text: str) -> Intent:
+def _csv_rows(name: str, data: bytes, errors: list[str]) -> dict[int, dict[str, str]]:
+    """Return the fields of each row, by the line on which it begins."""
+    reader = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""), strict=True)
+    rows: dict[int, dict[str, str]] = {}
+    header: list[str] = []
+    line = 1
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):  # a ValueError: a number of thousands of digits, too
-        value = None
-    if not isinstance(value, dict):
-        Intent.of(number, text)  # what is not UTF-8 is said to be so
-        raise ValueError("not a JSON object")
-    return _checked(number, value)
-
-
-def _checked(number: int, value: dict[str, object]) -> Intent:
-    intent = next((value[name] for name in NAMES if value.get(name) is not None), None)
-    context = value.get(CONTEXT)
-    if not isinstance(intent, str) or not intent.strip():
-        raise ValueError(f"no text under {NAMED}")
-    if context is not None and not isinstance(context, str):
-        raise ValueError(f"{CONTEXT} is not a text")
-    return Intent.of(number, intent, context or "")
-
-
-def _from_csv(name: str, data: bytes) -> tuple[list[Intent], list[str]]:
-    intents: list[Intent] = []
-    bad: list[str] = []
-    rows = _csv_rows(data, name, bad)
-    line, header = next(rows, (1, []))
-    if not set(NAMES) & set(header) and not bad:
-        raise UserError(f"{name}:{line}: no column {NAMED}; name the one with the intents so")
-    for column in (*NAMES, CONTEXT):
-        if header.count(column) > 1:
-            raise UserError(f"{name}:{line}: the column {column!r} stands there twice; rename one")
-    for number, values in rows:
-        try:
-            if len(values) != len(header):
-                raise ValueError(f"{len(values)} values, and the header names {len(header)} columns")
-            intents.append(_checked(number, dict(zip(header, values, strict=True))))
-        except ValueError as error:
-            bad.append(f"{name}:{number}: {error}")
-    return intents, bad
-
-
-def _csv_rows(data: bytes, name: str, bad: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """(line on which the row begins, values) of the rows that are not blank, as far as it is known where one begins."""
-    text = data.decode("utf-8", "surrogateescape")
-    csv.field_size_limit(LONGEST_VALUE)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    while True:
-        number = reader.line_num + 1
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            bad.append(f"{name}:{number}: not CSV ({error}); nothing was read from there on, mend the quotes")
-            return
-        if any(value.strip() for value in values):
-            yield number, values
+        for values in reader:
+            if not any(value.strip() for value in values):
+                pass
+            elif not header:
+                header = values
+            elif len(values) == len(header):
+                rows[line] = dict(zip(header, values, strict=True))
+            else:
+                errors.append(f"{name}:{line}: expected {len(header)} values, got {len(values)}")
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{name}:{line}: {error}. Fix the quotes.") from None
+    if not set(NAMES) & set(header):
+        raise UserError(f"{name}: expected a column {', '.join(NAMES[:-1])} or {NAMES[-1]}, got {header}. Rename one.")
+    return rows

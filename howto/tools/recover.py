@@ -1,11 +1,9 @@
-"""Mend what a DVC that was killed cannot mend itself, so that the next `dvc repro` completes. `make run` does it first.
+"""Repair what a killed DVC leaves behind, so that the next `dvc repro` completes. `make run` does this first.
 
-howto recover
-
-DVC writes two files in place, and half of one is left where it is killed meanwhile: dvc.lock, and .dvc/tmp/rwlock, its
-list of who reads and who writes what. With half of either it refuses to run. And it takes a process of that list for
-alive, where it was killed and another process has got its number since, as after a restart of a container. Half a file
-that it was copying into its cache is never used, and never removed.
+DVC writes two files in place: dvc.lock, and .dvc/tmp/rwlock, which lists the processes that read or write outputs. If
+DVC is killed while it writes, half a file remains, and DVC refuses to run. DVC also refuses if a process of that list
+was killed and its number belongs to another process now, as after a restart of a container. Half-copied files in the
+cache stop nothing, but DVC never removes them.
 """
 
 from __future__ import annotations
@@ -14,135 +12,118 @@ import json
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from howto.core.atomic import atomic_file
+from howto.core.dvc_lock import read_lock
 from howto.core.errors import UserError
+from howto.core.paths import LOCK
 from howto.core.process import is_dvc
 
-LOCK = Path("dvc.lock")
 TMP = Path(".dvc/tmp")
 RWLOCK = TMP / "rwlock"
-BROKEN = TMP / "dvc.lock.broken"
+DAMAGED_LOCK = TMP / "dvc.lock.broken"
 CACHE = Path(".dvc/cache/files")
-ABANDONED = 3600  # seconds after which nobody writes on: a copy that goes on has been written to just now
-CONFLICT = b"<<<<<<< "  # of git: a person has to resolve it
+COPY_TIMEOUT = 3600  # seconds without a write, after which a partial copy is abandoned
+CONFLICT = b"<<<<<<< "  # git's marker, which only a person can resolve
 
 
-def main() -> None:
-    """Mend what needs it, and say so."""
-    if TMP.is_dir():
-        for line in heal():
-            print(f"heal: {line}")
-
-
-def heal() -> list[str]:
-    """Mend what needs it; what was done.
+def recover() -> None:
+    """Repair what needs it and print one line for each repair. While DVC runs, do nothing.
 
     Raises:
-        UserError: there is something to mend, and a DVC at work that may be about to write it.
+        UserError: a file is damaged, and a stage that may be about to write it is running.
     """
     from dvc.lock import LockError, make_lock
 
-    try:  # whoever writes dvc.lock holds the first of these, and whoever writes the list the second
+    if not TMP.is_dir():
+        return
+    try:  # DVC holds the first lock while it writes dvc.lock, and the second while it writes rwlock
         with make_lock(str(TMP / "lock")), make_lock(str(TMP / "rwlock.lock")):
-            return [line for line in (heal_rwlock(), heal_lock(), heal_cache()) if line]
+            for repair in (_recover_rwlock, _recover_lock, _clean_cache):
+                if done := repair():
+                    print(f"recover: {done}")
     except LockError:
-        return []  # a living DVC, which has its own words for it
+        return
 
 
-def heal_rwlock() -> str:
-    """Remove the list if it cannot be read, and from it those who died before it was last written."""
+def _recover_rwlock() -> str:
+    """Remove rwlock if DVC cannot read it; else remove killed processes whose numbers belong to others now."""
     from dvc.rwlock import SCHEMA
     from voluptuous import Invalid
 
     if not RWLOCK.exists():
         return ""
     try:
-        held = SCHEMA(json.loads(RWLOCK.read_text(encoding="utf-8")))
+        entries = SCHEMA(json.loads(RWLOCK.read_text(encoding="utf-8")))
     except (ValueError, Invalid):
-        check_nobody_works(RWLOCK)
+        _check_that_no_stage_runs(RWLOCK)
         RWLOCK.unlink()
         return f"{RWLOCK} was half-written when DVC was killed; removed"
     written = RWLOCK.stat().st_mtime
-    dead = {one["pid"] for one in _processes(held) if began_after(one["pid"], written)}
+    processes = [*entries["write"].values(), *(one for readers in entries["read"].values() for one in readers)]
+    dead = {one["pid"] for one in processes if _started_after(one["pid"], written)}
     if not dead:
         return ""
-    writers = {path: one for path, one in held["write"].items() if one["pid"] not in dead}
-    readers = {path: [one for one in all_ if one["pid"] not in dead] for path, all_ in held["read"].items()}
+    write = {path: one for path, one in entries["write"].items() if one["pid"] not in dead}
+    read = {path: [one for one in readers if one["pid"] not in dead] for path, readers in entries["read"].items()}
     with atomic_file(RWLOCK) as file:
-        json.dump({"write": writers, "read": {path: left for path, left in readers.items() if left}}, file)
+        json.dump({"write": write, "read": {path: readers for path, readers in read.items() if readers}}, file)
     numbers = ", ".join(map(str, sorted(dead)))
-    return f"{RWLOCK} named processes that were killed and whose numbers others have now ({numbers}); taken out"
+    return f"{RWLOCK} listed killed processes whose numbers belong to others now ({numbers}); removed them"
 
 
-def _processes(held: dict[str, Any]) -> list[dict[str, Any]]:
-    return [*held["write"].values(), *(one for readers in held["read"].values() for one in readers)]
-
-
-def began_after(pid: int, moment: float) -> bool:
-    """Whether there is such a process, and it was not yet there at that moment, in seconds since the epoch."""
+def _started_after(pid: int, moment: float) -> bool:
+    """Return whether a process with this number runs, and started after `moment`, in seconds since the epoch."""
     try:
         return bool(psutil.Process(pid).create_time() > moment)
-    except psutil.Error:  # there is none, as DVC sees too; or it cannot be asked
+    except psutil.Error:  # it has ended, which DVC notices, or belongs to another user
         return False
 
 
-def heal_lock() -> str:
-    """Bring back git's dvc.lock, or none, in place of one that cannot be read; DVC finds in its cache what it lacks."""
-    from dvc.exceptions import DvcException
-    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
-    from dvc.utils.strictyaml import load
-
+def _recover_lock() -> str:
+    """Replace a damaged dvc.lock with git's, or remove it; DVC restores the missing stages from its run cache."""
     if not LOCK.exists():
         return ""
-    broken = LOCK.read_bytes()
+    damaged = LOCK.read_bytes()
     try:
-        load(str(LOCK), COMPILED_LOCKFILE_SCHEMA)
-        if broken.endswith(b"\n"):  # cut within a line, it may yet be one that DVC takes, with less in it
+        read_lock()
+        if damaged.endswith(b"\n"):  # a file that was cut within a line can still be valid YAML
             return ""
-    except DvcException:
-        if CONFLICT in broken:
+    except UserError:
+        if CONFLICT in damaged:
             return ""
-    check_nobody_works(LOCK)
-    with atomic_file(BROKEN, "wb") as file:
-        file.write(broken)
-    known = subprocess.run(["git", "show", f":./{LOCK}"], check=False, capture_output=True)
-    if known.returncode or known.stdout == broken:
+    _check_that_no_stage_runs(LOCK)
+    with atomic_file(DAMAGED_LOCK, "wb") as file:
+        file.write(damaged)
+    committed = subprocess.run(["git", "show", f":./{LOCK}"], check=False, capture_output=True)
+    if committed.returncode or committed.stdout == damaged:
         LOCK.unlink()
-        return f"{LOCK} was half-written when DVC was killed; removed (it lies in {BROKEN})"
+        return f"{LOCK} was half-written when DVC was killed; removed (a copy is in {DAMAGED_LOCK})"
     with atomic_file(LOCK, "wb") as file:
-        file.write(known.stdout)
-    return f"{LOCK} was half-written when DVC was killed; git's is back in its place (it lies in {BROKEN})"
+        file.write(committed.stdout)
+    return f"{LOCK} was half-written when DVC was killed; restored from git (a copy is in {DAMAGED_LOCK})"
 
 
-def heal_cache() -> str:
-    """Remove halves of files from DVC's cache, if it lies in this project."""
-    long_ago = time.time() - ABANDONED
-    found = [path for path in CACHE.rglob(".*.tmp") if path.stat().st_mtime < long_ago]
-    size = sum(path.stat().st_size for path in found)
-    for path in found:
+def _clean_cache() -> str:
+    """Remove half-copied files from DVC's cache, if the cache is in this project."""
+    now = time.time()
+    abandoned = [path for path in CACHE.rglob(".*.tmp") if now - path.stat().st_mtime > COPY_TIMEOUT]
+    size = sum(path.stat().st_size for path in abandoned)
+    for path in abandoned:
         path.unlink(missing_ok=True)
-    return f"{len(found)} half-copied files removed from {CACHE} ({size:,} bytes)" if found else ""
+    return f"removed {len(abandoned)} half-copied file(s) from {CACHE} ({size:,} bytes)" if abandoned else ""
 
 
-def check_nobody_works(path: Path) -> None:
-    """Stop if a DVC, or a stage that it started, is at work in this project.
-
-    Raises:
-        UserError: the message names `path`, which is broken, and the process.
-    """
+def _check_that_no_stage_runs(path: Path) -> None:
+    """Raise UserError if DVC, or a stage that it started, runs in this project; `path` is the damaged file."""
     here = Path.cwd()
     for process in psutil.process_iter():
         try:
-            works = process.environ().get("DVC_ROOT") == str(here) or (
-                is_dvc(process) and Path(process.cwd()).is_relative_to(here)
-            )
-        except psutil.Error:  # of another user, or gone
+            runs_here = process.environ().get("DVC_ROOT") == str(here)
+            runs_here = runs_here or (is_dvc(process) and Path(process.cwd()).is_relative_to(here))
+        except psutil.Error:  # it has ended, or belongs to another user
             continue
-        if works and process.pid != psutil.Process().pid:
-            raise UserError(
-                f"{path}: cannot be read, and process {process.pid} of DVC is at work here; end it, or wait"
-            )
+        if runs_here and process.pid != psutil.Process().pid:
+            raise UserError(f"{path}: damaged, and DVC's process {process.pid} is running. Wait for it or end it.")

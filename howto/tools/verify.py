@@ -1,11 +1,12 @@
-"""Make the committed run again, from nothing, in a fresh clone, and say output by output whether it is the same.
+"""Run HEAD again in a fresh clone, and compare every output with its hash in the committed dvc.lock.
 
-howto verify             in a fresh environment too, as `make run` sets it up
-howto verify --here      in this environment
+howto verify             `make run`, which sets up a new environment in the clone
+howto verify --here      `dvc repro` in this environment
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,73 +16,111 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from howto.core.dvc_lock import LockedStage, read_lock
 from howto.core.errors import UserError
 from howto.core.instruction_set import cpu, has_avx2
 from howto.core.paths import LOCK
-from howto.tools.reproduction import Found, Lock, hashes, md5, read_lock, stages_of
 
-# What the environment says of this folder, and would say of the clone.
+Lock = dict[str, LockedStage]
+# Variables that describe this folder or this environment, and would mislead git, make and Python in the clone.
 OF_THIS_FOLDER = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
-OF_THIS_PYTHON = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}
+OF_THIS_ENVIRONMENT = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}
+ONLY_IN_CACHE = ("deleted", "not in cache")  # the words of `dvc status` for outputs that git does not have
 
 
 def verify(*, here: bool) -> None:
-    """Verify HEAD, and exit with the verdict's status."""
-    from howto.tools.verdict import print_verdict
-
-    _end_with_the_terminal()
-    sys.exit(print_verdict(make_again(Path.cwd(), here=here)))
-
-
-def make_again(root: Path, *, here: bool) -> Found:
-    """Run what HEAD holds in a clone of it, and see what came of it.
+    """Verify HEAD. Exit with 0 if each output has its committed hash, else with 1.
 
     Raises:
-        UserError: HEAD holds no run.
+        UserError: HEAD has no dvc.lock, or one that does not match the rest of HEAD.
     """
-    if not has_avx2():
-        print(
-            f"verify: {cpu()[0].split(',')[0]} is no x86-64 CPU with AVX2 and FMA. The committed bytes are those of "
-            "CPUs that are; expect others here."
-        )
-    commit = git(root, "rev-parse", "HEAD").strip()
-    committed = read_lock(_at_head(root, LOCK, "commit it, as `make run` wrote it"), f"{LOCK} at HEAD")
-    if changed := git(root, "status", "--porcelain").splitlines():
-        print(f"verify: uncommitted changes are not verified, but HEAD: {', '.join(line[3:] for line in changed)}")
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # sent when the terminal is closed
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    root = Path.cwd()
+    commit = _output(root, "git", "rev-parse", "HEAD").strip()
+    if changed := _output(root, "git", "status", "--porcelain").splitlines():
+        print(f"verify: HEAD is verified, without uncommitted changes: {', '.join(line[3:] for line in changed)}")
     with cloned(root, commit) as clone:
-        command = [sys.executable, "-m", "dvc", "repro"] if here else ["make", "run"]
-        said = "dvc repro" if here else "make run"
-        print(f"verify: commit {commit[:7]}, cloned into {clone}; `{said}` there, from nothing", flush=True)
-        for out in (out for stage in committed.values() for out in hashes(stage, "outs")):
-            (clone / out).unlink(missing_ok=True)  # git has some of them
-        status = run(command, clone, here=here)
-        return found(clone, committed, f"`{said}`", status)
+        committed = _committed_lock(clone)
+        for path in [str(LOCK), *(path for stage in committed.values() for path in stage.outs)]:
+            (clone / path).unlink(missing_ok=True)  # git has dvc.lock and some outputs
+        command = ["dvc", "repro"] if here else ["make", "run"]
+        name = f"`{' '.join(command)}`"
+        print(f"verify: {name} of commit {commit[:7]} in {clone}", flush=True)
+        status = _run(command, clone, here=here)
+        made = read_lock(clone / LOCK) if (clone / LOCK).exists() else {}
+    expected, found = _hashes(committed), _hashes(made)
+    outputs = {**found, **expected}  # in the order in which the stages ran
+    different = [output for output in outputs if expected.get(output) != found.get(output)]
+    if not different and not status:
+        print(f"REPRODUCED: all {len(outputs)} outputs of {len(committed)} stages have their committed hash.")
+        return
+    for output in different:
+        hashes = [lock.get(output, "none")[:8] for lock in (expected, found)]
+        print(f"{output[0]}: {output[1]}: expected {hashes[0]}, got {hashes[1]}")
+    for line in _causes(committed, made, here=here):
+        print(line)
+    print(f"FAILED: {name} ended with status {status}; {len(different)} of {len(outputs)} outputs differ.")
+    sys.exit(1)
+
+
+def _hashes(lock: Lock) -> dict[tuple[str, str], str]:
+    """Return the hash of each output, by stage and path."""
+    return {(name, path): md5 for name, stage in lock.items() for path, md5 in stage.outs.items()}
+
+
+def _causes(committed: Lock, made: Lock, *, here: bool) -> list[str]:
+    """Return where a difference begins, and what may explain it: the CPU, and packages unlike requirements.lock."""
+    from howto.tools.doctor import REQUIREMENTS, packages_unlike_lock
+
+    both = [(name, stage, committed[name]) for name, stage in made.items() if name in committed]
+    first = [name for name, now, before in both if now.outs != before.outs and now.deps == before.deps]
+    missing, different = packages_unlike_lock() if here and REQUIREMENTS.exists() else ([], [])
+    return [
+        *(f"{name} differs although its code, params and inputs are equal." for name in first),
+        f"CPU: {cpu()[0]}{'' if has_avx2() else ', without AVX2 and FMA'}",
+        *(f"not as in {REQUIREMENTS}: {package}" for package in [*missing, *different]),
+    ]
 
 
 @contextmanager
 def cloned(root: Path, commit: str) -> Iterator[Path]:
-    """A clone at `commit` that has nothing but what git has, and is gone afterwards, whatever happens."""
+    """Clone what git has at `commit`, with DVC caches of its own. The clone is removed whatever happens."""
     clone = Path(tempfile.mkdtemp(prefix="verify-")).resolve()
     try:
-        git(root, "clone", "--quiet", "--no-checkout", str(root), str(clone))
-        git(clone, "checkout", "--quiet", "--detach", commit)
-        # What other folders share, by this user's settings, would be taken for made here.
-        own = f"[core]\n    site_cache_dir = {clone}/.dvc/tmp/site\n[cache]\n    dir = {clone}/.dvc/cache\n"
+        _output(root, "git", "clone", "--quiet", "--no-checkout", str(root), str(clone))
+        _output(clone, "git", "checkout", "--quiet", "--detach", commit)
+        config = f"[core]\n    site_cache_dir = {clone}/.dvc/tmp/site\n[cache]\n    dir = {clone}/.dvc/cache\n"
         (clone / ".dvc").mkdir(exist_ok=True)
-        (clone / ".dvc/config.local").write_text(own, encoding="utf-8")
+        (clone / ".dvc/config.local").write_text(config, encoding="utf-8")
         yield clone
     finally:
-        # By a process of its own: this one has seconds to live after a signal, and an environment has many files.
+        # After a signal this process has a few seconds left: too few to remove an environment with many files.
         subprocess.Popen(["rm", "-rf", str(clone)], start_new_session=True).wait()
 
 
-def run(command: list[str], clone: Path, *, here: bool) -> int:
-    """Run a command in the clone, in sight, and give its exit status. It ends when this process is told to."""
-    left_out = OF_THIS_FOLDER | (set() if here else OF_THIS_PYTHON)
-    environment = {key: value for key, value in os.environ.items() if key not in left_out}
-    if here:
-        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    # In a session of its own all that it starts can be ended at once.
+def _committed_lock(clone: Path) -> Lock:
+    """Read the dvc.lock of HEAD, and check that it matches the dvc.yaml, params, code and outputs that git has."""
+    try:
+        committed = read_lock(clone / LOCK)
+    except UserError as error:
+        raise UserError(str(error).replace(f"{clone}/", "HEAD:")) from None
+    stale: set[str] = set()
+    for stage, changes in json.loads(_output(clone, "dvc", "status", "--json")).items():
+        if stage not in committed:
+            stale.add(f"{stage}: new stage")
+        for change in changes:  # "changed command", or {"changed deps": {path: "modified"}}
+            parts = {"command": change} if isinstance(change, str) else next(iter(change.values()))
+            stale |= {f"{stage}: {part}" for part, how in parts.items() if how not in ONLY_IN_CACHE}
+    if stale:
+        what = ", ".join(sorted(stale)[:3]) + (f" and {len(stale) - 3} more" if len(stale) > 3 else "")
+        raise UserError(f"HEAD:{LOCK}: does not match what is committed ({what}). Run `dvc repro` and commit.")
+    return committed
+
+
+def _run(command: list[str], clone: Path, *, here: bool) -> int:
+    """Run a command in the clone and return its exit status. A signal to this process ends all that it started."""
+    environment = _environment(here=here)
     process = subprocess.Popen(command, cwd=clone, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         return process.wait()
@@ -91,46 +130,18 @@ def run(command: list[str], clone: Path, *, here: bool) -> int:
             process.wait()
 
 
-def found(clone: Path, committed: Lock, said: str, status: int) -> Found:
-    """What the run in the clone made, beside what was committed."""
-    stages = stages_of(clone, committed)
-    in_git = set(git(clone, "ls-files").splitlines())
-    known = {path: digest for stage in committed.values() for path, digest in hashes(stage, "outs").items()}
-    differ = {output.path for stage in stages for output in stage.outputs if not output.same}
-    expected = differ | ({str(LOCK)} if differ or any(stage.otherwise for stage in stages) else set())
-    changed = [line[3:] for line in git(clone, "status", "--porcelain").splitlines()]
-    return Found(
-        command=said,
-        status=status,
-        stages=stages,
-        unlike_lock=sorted(
-            path for path in in_git & known.keys() if md5(_git(clone, "show", f"HEAD:{path}")) != known[path]
-        ),
-        left=[path for path in changed if path not in expected],
-    )
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """What git says. Raises UserError if it fails."""
-    return _git(folder, *arguments).decode("utf-8", "surrogateescape")
-
-
-def _git(folder: Path, *arguments: str) -> bytes:
-    environment = {key: value for key, value in os.environ.items() if key not in OF_THIS_FOLDER}
-    done = subprocess.run(["git", *arguments], check=False, cwd=folder, env=environment, capture_output=True)
+def _output(folder: Path, *command: str) -> str:
+    """Return what a command prints. Raises UserError if it fails."""
+    done = subprocess.run(command, check=False, cwd=folder, env=_environment(here=True), capture_output=True, text=True)
     if done.returncode:
-        said = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise UserError(f"git {arguments[0]}: {said}; verifying wants a git repository with a commit")
+        problem = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise UserError(f"{' '.join(command[:2])}: {problem}. Commit a DVC project that works, then verify it.")
     return done.stdout
 
 
-def _at_head(folder: Path, path: Path, otherwise: str = "") -> str:
-    if not git(folder, "ls-tree", "HEAD", str(path)):
-        raise UserError(f"{path}: not in HEAD; {otherwise}")
-    return git(folder, "show", f"HEAD:{path}")
-
-
-def _end_with_the_terminal() -> None:
-    """When its terminal is closed, end as after SIGTERM: what was started would go on unseen."""
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+def _environment(*, here: bool) -> dict[str, str]:
+    left_out = OF_THIS_FOLDER if here else OF_THIS_FOLDER | OF_THIS_ENVIRONMENT
+    environment = {key: value for key, value in os.environ.items() if key not in left_out}
+    if here:
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    return environment

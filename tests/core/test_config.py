@@ -45,7 +45,7 @@ def test_a_learning_rate_in_any_notation_is_a_float(tmp_path: Path, written: str
     assert params.section(ProfileTrain).learning_rate == 1e-5
 
 
-def test_the_profiles_own_sizes_of_splits_replace_the_shared_ones(tmp_path: Path) -> None:
+def test_a_profile_overrides_the_shared_sizes_of_splits(tmp_path: Path) -> None:
     params = read_params(ROOT / "params.yaml")
     split = params.section(ProfilePrepare).applied_to(params.section(Prepare)).split
     assert (split.validation, split.test, split.train) == (60, 120, "rest")
@@ -59,25 +59,25 @@ def test_every_section_of_every_profile_can_be_read(tmp_path: Path) -> None:
 
 
 MISTAKES = {
-    "unknown key": ("    r: 8 ", "    rank: 8 ", "train.lora.rank: unknown key; is r meant?"),
-    "unknown section": ("\ntrain:", "\ntrian:", "trian: unknown key; is train meant?"),
+    "unknown key": ("    r: 8 ", "    rank: 8 ", "train.lora.rank: unknown key. Did you mean r?"),
+    "unknown section": ("\ntrain:", "\ntrian:", "trian: unknown key. Did you mean train?"),
     "unknown key in a profile": (
         "      learning_rate: ",
         "      learning_rat: ",
-        "profiles.smollm2.train.learning_rat: unknown key; is learning_rate meant?",
+        "profiles.smollm2.train.learning_rat: unknown key. Did you mean learning_rate?",
     ),
-    "missing key": ("  seed: 42", "  #", "train.seed: this key is missing"),
+    "missing key": ("  seed: 42", "  #", "train.seed: missing key"),
     "missing section": ("evaluate:\n  use_stemmer: true", "#\n#", "params.yaml"),
-    "text for a number": ("alpha: 16 ", 'alpha: "16" ', "train.lora.alpha: a valid number is wanted, not '16'"),
-    "not a number": ("2.0e-4", "2.0e-4x", "profiles.tinyllama.train.learning_rate: a valid number is wanted"),
+    "text for a number": ("alpha: 16 ", 'alpha: "16" ', "train.lora.alpha: expected a valid number, got '16'"),
+    "not a number": ("2.0e-4", "2.0e-4x", "profiles.tinyllama.train.learning_rate: expected a valid number"),
     "float for an int": ("    r: 8 ", "    r: 8.5 ", "train.lora.r: "),
-    "bool for an int": ("threads: 2 ", "threads: true ", "machine.threads: a valid integer is wanted, not True"),
-    "out of range": ("dropout: 0.05", "dropout: 1.5", "train.lora.dropout: less than 1 is wanted, not 1.5"),
+    "bool for an int": ("threads: 2 ", "threads: true ", "machine.threads: expected a valid integer, got True"),
+    "out of range": ("dropout: 0.05", "dropout: 1.5", "train.lora.dropout: expected less than 1, got 1.5"),
     "not a number at all": ("dropout: 0.05", "dropout: .nan", "train.lora.dropout: "),
-    "unknown choice": ("keep: best ", "keep: bset ", "train.keep: 'best' or 'last' is wanted, not 'bset'"),
+    "unknown choice": ("keep: best ", "keep: bset ", "train.keep: expected 'best' or 'last', got 'bset'"),
     "null": ("schedule: cosine", "schedule:", "train.schedule: "),
-    "unknown profile": ("profile: smollm2", "profile: gpt5", "profile: there is no profile 'gpt5'; choose one of"),
-    "no profile": ("profile: smollm2", "#", "profile: this key is missing"),
+    "unknown profile": ("profile: smollm2", "profile: gpt5", "profile: no profile 'gpt5'. Choose one of"),
+    "no profile": ("profile: smollm2", "#", "profile: missing key"),
     "shares that leave no row": ("    test: 0.1 ", "    test: 0.95 ", "prepare.split: the shares of train, validation"),
     "a share of more than all": ("    test: 0.1 ", "    test: 1.5 ", "prepare.split.test: a share (0.0 to below 1.0)"),
     "a share that is no number": (
@@ -109,12 +109,12 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, name: str) -> None:
-    old, new, said = MISTAKES[name]
+    old, new, expected = MISTAKES[name]
     path = edited(tmp_path, old, new)
-    with pytest.raises(UserError) as stop:
+    with pytest.raises(UserError) as error:
         read_params(path)
-    message = str(stop.value)
-    assert said in message and message.startswith(str(path)) and "\n" not in message
+    message = str(error.value)
+    assert expected in message and message.startswith(str(path)) and "\n" not in message
 
 
 def test_the_line_of_a_mistake_is_named(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_the_line_of_a_mistake_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_and_one_that_is_not_utf8_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not there"):
+    with pytest.raises(UserError, match="no such file"):
         read_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_bytes(b"profile: \xff")
     with pytest.raises(UserError, match="byte 9 is not UTF-8"):

@@ -1,4 +1,4 @@
-"""One process at a time makes an output, and a killed one is in nobody's way."""
+"""One process at a time makes an output, and a killed process blocks nobody."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ with output_lock(Path(sys.argv[1])):
 
 
 def holder(output: Path) -> subprocess.Popen[str]:
-    """A process that makes `output` until its standard input ends."""
+    """Return a process that holds the lock on `output` until its standard input ends."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(output)],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -35,7 +35,7 @@ def holder(output: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_second_one_stops_and_names_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_process_stops_and_names_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("howto.core.output_lock.PATIENCE", 0.2)
     output = tmp_path / "models" / "base"
     with holder(output) as first:
@@ -49,19 +49,19 @@ def test_a_second_one_stops_and_names_the_first(tmp_path: Path, monkeypatch: pyt
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_one_that_waits_goes_on_when_the_first_has_ended(tmp_path: Path) -> None:
+def test_a_waiting_process_continues_when_the_first_ends(tmp_path: Path) -> None:
     output = tmp_path / "base"
     with holder(output) as first:
         second = subprocess.Popen(
             [sys.executable, "-c", HOLDS, str(output)], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
         )
         first.communicate("")
-        said, _ = second.communicate(timeout=60)
-    assert said == b"ready\n" and second.returncode == 0
+        output_text, _ = second.communicate(timeout=60)
+    assert output_text == b"ready\n" and second.returncode == 0
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
-def test_what_a_killed_one_held_is_free_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("howto.core.output_lock.PATIENCE", 0.0)
     with holder(tmp_path / "base") as first:
         first.send_signal(signal.SIGKILL)
@@ -69,7 +69,7 @@ def test_what_a_killed_one_held_is_free_at_once(tmp_path: Path, monkeypatch: pyt
         assert (tmp_path / ".base.lock").read_text(encoding="utf-8") == str(os.getpid())
 
 
-def test_processes_of_a_group_work_under_the_lock_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processes_of_a_group_share_the_lock_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with output_lock(tmp_path / "adapter"):
         monkeypatch.setenv(RANK, "1")
         with output_lock(tmp_path / "adapter"):

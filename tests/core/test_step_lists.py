@@ -1,4 +1,4 @@
-"""What counts as a list of numbered steps, and what as steps in any form."""
+"""What counts as a numbered list, and what as steps in any form."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_reference_of_one_step_or_of_prose_is_not_numbered() -> None:
     assert not is_numbered("- Go.\n- Stop.")
 
 
-def test_numbers_inside_a_line_are_no_steps() -> None:
+def test_numbers_inside_a_line_are_not_steps() -> None:
     assert step_numbers("1. Take 2. eggs\n2. Fry") == [1, 2]
 
 
@@ -116,7 +116,7 @@ def test_prose_numbers_and_single_points_are_not_procedural(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["1. Go.\n2. Stop.", " 1) Go.\n\n 2) Stop.\n 3) Look."])
-def test_what_is_numbered_is_procedural(text: str) -> None:
+def test_a_numbered_list_is_procedural(text: str) -> None:
     assert is_numbered(text) and is_procedural(text)
 
 

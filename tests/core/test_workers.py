@@ -1,4 +1,4 @@
-"""Work shared among processes comes back in order, and none of them outlives its parent."""
+"""Results come back in order, and no worker outlives its parent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from howto.core.errors import UserError
-from howto.core.workers import AHEAD, map_in_order, usable_cores
+from howto.core.workers import QUEUE_PER_WORKER, map_in_order, usable_cores
 from tests.conftest import ROOT
 
 
@@ -22,7 +22,7 @@ def square(number: int) -> int:
 
 def fail_at_seven(number: int) -> int:
     if number == 7:
-        raise UserError("seven: no good; take another")
+        raise UserError("seven: no good")
     return number
 
 
@@ -32,7 +32,7 @@ def test_results_come_in_the_order_of_the_items(processes: int) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_an_error_comes_at_its_place_as_it_was_raised(processes: int) -> None:
+def test_an_error_is_raised_at_its_place(processes: int) -> None:
     seen = []
     with pytest.raises(UserError, match="seven: no good"):
         for result in map_in_order(fail_at_seven, range(40), processes):
@@ -40,7 +40,7 @@ def test_an_error_comes_at_its_place_as_it_was_raised(processes: int) -> None:
     assert seen == list(range(7))
 
 
-def test_few_items_are_under_way_at_a_time() -> None:
+def test_few_items_are_in_progress_at_a_time() -> None:
     taken = 0
 
     def items() -> Iterator[int]:
@@ -51,7 +51,7 @@ def test_few_items_are_under_way_at_a_time() -> None:
 
     results = map_in_order(square, items(), 2)
     assert next(results) == 0
-    assert taken <= 2 * AHEAD + 1
+    assert taken <= 2 * QUEUE_PER_WORKER + 1
     results.close()  # type: ignore[attr-defined]
 
 
@@ -76,8 +76,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
-def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT, encoding="utf-8")
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env={"PYTHONPATH": str(ROOT)}) as parent:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,59 +17,25 @@ from howto.core.errors import UserError
 from howto.data.clean_text import normal_key
 from howto.data.config import Prepare
 from howto.data.minhash import jaccard, shingle_set
-from howto.params import read_params
-from tests.conftest import ROOT, run_stage
+from tests.conftest import run_stage
+from tests.support.raw_files import PARAMS, SPLITS, Prepared, Raw, jsonl, prepare, read_jsonl, with_params
 
-SPLITS = ("train", "validation", "test")
-PARAMS = read_params(ROOT / "params.yaml").section(Prepare)
 OWN_FORMAT = {"instruction": "input", "context": "context", "response": "output", "category": "category"}
-
-Raw = dict[str, Any]
-Result = dict[str, list[dict[str, Any]]]
-
-
-def with_params(base: Prepare = PARAMS, **changes: Any) -> Prepare:
-    """Params with other values: `split={"test": 0.2}` changes that key of that section."""
-    values = base.model_dump()
-    for name, change in changes.items():
-        values[name] = {**values[name], **change} if isinstance(change, dict) else change
-    return Prepare.model_validate(values)
+SOURCE = "data/raw/rows/made.jsonl"
+FEW = settings(deadline=None, max_examples=60)
 
 
-def prepared(folder: Path, rows: Sequence[Raw], test: Sequence[Raw] = (), params: Prepare = PARAMS) -> Result:
-    """What `prepare` makes of the rows: those of each split, the rejected ones, and the metrics."""
-    for name, part in (("rows", rows), ("test", test)):
-        if part:
-            path = folder / "data/raw" / name / "made.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
-    with contextlib.chdir(folder):
-        stages.prepare.prepare(params)
-    return result(folder)
-
-
-def result(folder: Path) -> Result:
-    read = {
-        name: [json.loads(line) for line in (folder / f"data/prepared/{name}.jsonl").open(encoding="utf-8")]
-        for name in (*SPLITS, "rejected")
-    }
-    return {**read, "metrics": [json.loads((folder / "metrics/data.json").read_text(encoding="utf-8"))]}
-
-
-def of(rows: Sequence[Raw], params: Prepare = PARAMS, test: Sequence[Raw] = ()) -> Result:
-    """As `prepared`, in a folder of its own."""
+def prepared(
+    rows: Sequence[Raw], params: Prepare = PARAMS, test: Sequence[Raw] = (), folder: Path | None = None
+) -> Prepared:
+    """What `prepare` makes of the rows, and of a given test if there is one."""
+    files = {"rows/made.jsonl": jsonl(rows)} | ({"test/made.jsonl": jsonl(test)} if test else {})
     with tempfile.TemporaryDirectory() as name:
-        return prepared(Path(name), rows, test, params)
+        return prepare(folder or Path(name), files, params)
 
 
 def raw(intent: str, response: str = "Do it.", context: str = "", category: str = "open_qa") -> Raw:
     return {"instruction": intent, "context": context, "response": response, "category": category}
-
-
-def plain(count: int, start: int = 0) -> list[Raw]:
-    """Rows that have nothing to do with each other."""
-    numbers = range(start, start + count)
-    return [raw(f"{word(n)} {word(7 * n + 1)} {word(31 * n + 5)}", f"{word(3 * n + 2)} {n}.") for n in numbers]
 
 
 def word(number: int) -> str:
@@ -81,331 +44,249 @@ def word(number: int) -> str:
     return "".join(draw.choice("bcdfghjklmnpqrstvwxz") + draw.choice("aeiou") for _ in range(4)) + str(number)
 
 
-def split_of(made: Result) -> dict[str, str]:
-    """The split of each row that is used, by its normalised texts."""
-    return {key_of(row): name for name in SPLITS for row in made[name]}
+def plain(count: int, start: int = 0) -> list[Raw]:
+    """Rows that have nothing to do with each other."""
+    numbers = range(start, start + count)
+    return [raw(f"{word(n)} {word(7 * n + 1)} {word(31 * n + 5)}", f"{word(3 * n + 2)} {n}.") for n in numbers]
 
 
-def key_of(row: Raw) -> str:
-    intent = row["input"].removesuffix(row["context"])
-    return "|".join(map(normal_key, (intent, row["context"], row["output"])))
+def intent_of(row: Raw) -> str:
+    text: str = row["input"]
+    return text.removesuffix(row["context"]).strip()
 
 
-# --- Nothing vanishes ---------------------------------------------------------------------------------
+def split_of(made: Prepared) -> dict[tuple[str, ...], str]:
+    """The split of each row that is used, by the normal keys of its texts."""
+    keys = ((name, (intent_of(row), row["context"], row["output"])) for name in SPLITS for row in made.splits[name])
+    return {tuple(map(normal_key, texts)): name for name, texts in keys}
 
 
-def test_every_rejected_row_is_there_with_its_line_and_its_reason(tmp_path: Path) -> None:
+def assert_nothing_leaks(made: Prepared) -> None:
+    """No context, intent or near-duplicate intent is in two splits."""
+    where: dict[tuple[str, str], set[str]] = {}
+    for name, rows in made.splits.items():
+        for row in rows:
+            where.setdefault(("intent", normal_key(intent_of(row))), set()).add(name)
+            if row["context"]:
+                where.setdefault(("context", normal_key(row["context"])), set()).add(name)
+    assert [key for key, splits in where.items() if len(splits) > 1] == []
+    intents = [(shingle_set(key), splits) for (kind, key), splits in where.items() if kind == "intent"]
+    for number, (one, split) in enumerate(intents):
+        assert not [other for other, another in intents[:number] if split != another and jaccard(one, other) >= 0.8]
+
+
+def test_every_rejected_row_is_listed_with_its_line_its_reason_and_its_text() -> None:
     good = plain(60)
-    bad = [
-        raw("", "An answer."),
-        raw("How do I wait?", " \n"),
-        raw("Sum it up.", "The very long context of this row.", "The very long context of this row."),
-        {**good[0], "instruction": good[0]["instruction"].upper() + "!"},
-        raw("Short?", "No"),
-        raw("Long?", "x" * 5001),
-    ]
-    params = with_params(reject={"min_characters": 3, "max_characters": 5000})
-    made = prepared(tmp_path, [*good, *bad], params=params)
-    source = "data/raw/rows/made.jsonl"
-    assert {(row["source"], row["reason"]) for row in made["rejected"]} == {
-        (f"{source}:61", "empty_instruction"),
-        (f"{source}:62", "empty_response"),
-        (f"{source}:63", "repeated_context"),
-        (f"{source}:64", "duplicate"),
-        (f"{source}:65", "too_short"),
-        (f"{source}:66", "too_long"),
+    text = "The very long context of this row."
+    bad = {
+        "empty_instruction": raw("", "An answer."),
+        "empty_response": {"instruction": "How do I wait?", "response": None},
+        "repeated_context": raw("Sum it up.", text, text),
+        "duplicate": {**good[4], "instruction": good[4]["instruction"].upper() + "!"},
+        "too_short": raw("Short?", "No"),
+        "too_long": raw("Long?", "x" * 5001),
     }
-    metrics = made["metrics"][0]
-    assert metrics["rows"] == {"raw": 66, "kept": 60, "rejected": 6}
-    assert {reason for reason, count in metrics["rejected"].items() if count} == {r["reason"] for r in made["rejected"]}
-    assert sum(metrics["splits"].values()) == sum(c["all"] for c in metrics["categories"].values()) == 60
+    made = prepared([*good, *bad.values()], with_params(reject={"min_characters": 3, "max_characters": 5000}))
+    found = {(row["source"], row["reason"], row.get("detail"), intent_of(row["row"])) for row in made.rejected}
+    detail = {"duplicate": f"repeats {SOURCE}:5"}
+    expected = enumerate(bad.items(), 61)
+    assert found == {(f"{SOURCE}:{n}", why, detail.get(why), row["instruction"]) for n, (why, row) in expected}
+    assert made.metrics["rows"] == {"raw": 66, "kept": 60, "rejected": 6}
+    assert {reason for reason, count in made.metrics["rejected"].items() if count} == bad.keys()
+    assert sum(made.metrics["splits"].values()) == sum(c["all"] for c in made.metrics["categories"].values()) == 60
 
 
-def test_a_rejected_row_says_which_row_it_repeats_and_what_it_said(tmp_path: Path) -> None:
-    rows = plain(40)
-    made = prepared(tmp_path, [*rows, rows[4]])
-    [rejected] = made["rejected"]
-    assert rejected["detail"] == "repeats data/raw/rows/made.jsonl:5"
-    assert rejected["row"]["input"] == rows[4]["instruction"] and rejected["row"]["output"] == rows[4]["response"]
-
-
-def test_every_rejection_can_be_switched_off(tmp_path: Path) -> None:
-    rows = plain(40)
-    text = "A context that is given back."
+def test_every_rejection_can_be_switched_off() -> None:
+    rows, text = plain(40), "A context that is given back."
     rows += [raw("", "An answer."), raw("A question?", ""), raw("Sum it up.", text, text), rows[0]]
-    params = with_params(reject={"empty": False, "repeated_context": False}, duplicates={"exact": False, "near": None})
-    made = prepared(tmp_path, rows, params=params)
-    assert made["rejected"] == [] and made["metrics"][0]["rows"]["kept"] == 44
+    off = with_params(reject={"empty": False, "repeated_context": False}, duplicates={"exact": False, "near": None})
+    made = prepared(rows, off)
+    assert made.rejected == [] and len(made.kept) == 44
 
 
-def test_the_rows_that_a_step_of_cleaning_changes_are_counted_and_left_alone_when_it_is_off(tmp_path: Path) -> None:
+def test_cleaned_rows_are_counted_by_step_and_stay_as_they_are_if_it_is_off() -> None:
     dirty = [raw("a\u00a0b?", "one\r\ntwo"), raw("c?", "It is so.[3] And so.", "It is so.[3] So it is.")]
-    dirty += [raw("d  e?", "f")]
-    made = prepared(tmp_path / "on", [*plain(40), *dirty])
-    cleaned = made["metrics"][0]["cleaned"]
+    rows = [*plain(40), *dirty, raw("d  e?", "f")]
+    cleaned = prepared(rows).metrics["cleaned"]
     expected = {"line_ends": 1, "invisible_characters": 1, "reference_marks": 1, "blanks": 1}
     assert cleaned == {**dict.fromkeys(cleaned, 0), **expected}
-    off = with_params(clean=dict.fromkeys(cleaned, False))
-    made = prepared(tmp_path / "off", [*plain(40), *dirty], params=off)
-    assert set(made["metrics"][0]["cleaned"].values()) == {0}
-    outputs = {row["output"] for name in SPLITS for row in made[name]}
-    assert {"one\r\ntwo", "It is so.[3] And so."} <= outputs
+    made = prepared(rows, with_params(clean=dict.fromkeys(cleaned, False)))
+    assert set(made.metrics["cleaned"].values()) == {0}
+    assert {"one\r\ntwo", "It is so.[3] And so."} <= {row["output"] for row in made.kept}
 
 
-def test_the_count_of_procedural_rows_is_there_whether_or_not_the_others_are_left_out(tmp_path: Path) -> None:
-    steps = [{**row, "response": "1. Open it.\n2. Close it."} for row in plain(50)]
-    rows = [*steps, *plain(30, start=100)]
-    assert prepared(tmp_path / "all", rows)["metrics"][0]["procedural"] == 50
-    made = prepared(tmp_path / "some", rows, params=with_params(reject={"not_procedural": True}))
-    assert made["metrics"][0]["procedural"] == made["metrics"][0]["rows"]["kept"] == 50
-    assert made["metrics"][0]["rejected"]["not_procedural"] == 30
+def test_procedural_rows_are_counted_and_the_others_can_be_rejected() -> None:
+    rows = [{**row, "response": "1. Open it.\n2. Close it."} for row in plain(50)] + plain(30, start=100)
+    assert prepared(rows).metrics["procedural"] == 50
+    metrics = prepared(rows, with_params(reject={"not_procedural": True})).metrics
+    assert metrics["procedural"] == metrics["rows"]["kept"] == 50 and metrics["rejected"]["not_procedural"] == 30
 
 
-def test_lengths_are_percentiles_of_the_rows_that_are_kept(tmp_path: Path) -> None:
+def test_lengths_are_those_of_the_rows_that_are_kept(tmp_path: Path) -> None:
     rows = [raw(word(n), "x" * n, category="c") for n in range(1, 101)]
-    made = prepared(tmp_path, rows, params=with_params(duplicates={"near": None}))
-    assert made["metrics"][0]["characters"]["response"] == {"median": 50, "p90": 90, "p99": 99, "longest": 100}
+    made = prepared(rows, with_params(duplicates={"near": None}), folder=tmp_path)
+    assert made.metrics["characters"]["response"] == {"median": 50, "p90": 90, "p99": 99, "longest": 100}
     histogram = (tmp_path / "metrics/lengths.csv").read_text(encoding="utf-8").splitlines()
     assert {"response,1,1", "response,2,2", "response,4,4", "response,64,37"} <= set(histogram)
 
 
-def test_categories_beyond_the_largest_are_summed_up(tmp_path: Path) -> None:
-    rows = [{**row, "category": f"c{n % 50}"} for n, row in enumerate(plain(400))]
-    categories = prepared(tmp_path, rows)["metrics"][0]["categories"]
+def test_categories_beyond_the_largest_are_summed_up() -> None:
+    categories = prepared([{**row, "category": f"c{n % 50}"} for n, row in enumerate(plain(400))]).metrics["categories"]
     assert len(categories) == 31 and list(categories)[-1] == "(others)"
     assert sum(counts["all"] for counts in categories.values()) == 400
 
 
-# --- Columns ------------------------------------------------------------------------------------------
-
-
-def test_rows_in_alpacas_columns_need_no_code(tmp_path: Path) -> None:
-    rows = [{"instruction": r["instruction"], "input": "Some text.", "output": r["response"]} for r in plain(1)]
-    rows += [{"instruction": r["instruction"], "input": "", "output": r["response"]} for r in plain(60, start=1)]
-    columns = {"instruction": "instruction", "context": "input", "response": "output", "category": None}
-    made = prepared(tmp_path, rows, params=with_params(columns=columns))
-    first = next(row for name in SPLITS for row in made[name] if row["context"])
-    assert first["input"] == rows[0]["instruction"] + "\n\nSome text." and first["output"] == rows[0]["output"]
-    assert made["metrics"][0]["categories"].keys() == {"none"}
-
-
-def test_further_references_stand_in_the_rows_that_have_some(tmp_path: Path) -> None:
-    columns = {"instruction": "instruction", "context": None, "response": "response", "category": None}
-    rows: list[dict[str, object]] = [dict(row) for row in plain(30)]
+def test_further_references_are_cleaned_and_written_only_for_rows_that_have_some() -> None:
+    rows = plain(30)
     rows[0]["others"] = ["Or so.[1]", "", "Or\u00a0thus."]
-    made = prepared(tmp_path, rows, params=with_params(columns={**columns, "references": "others"}))
-    found = [row for name in SPLITS for row in made[name]]
-    assert [row["references"] for row in found if "references" in row] == [["Or so.", "Or thus."]]
-    rows[1]["others"] = "no list"
-    with pytest.raises(UserError, match=r"made.jsonl:2: field 'others': a list of texts is wanted, not a text"):
-        prepared(tmp_path, rows, params=with_params(columns={**columns, "references": "others"}))
+    made = prepared(rows, with_params(columns={"references": "others"}))
+    assert [row["references"] for row in made.kept if "references" in row] == [["Or so.", "Or thus."]]
 
 
-def test_a_column_that_is_not_there_stops_with_those_that_are(tmp_path: Path) -> None:
-    columns = {"instruction": "prompt", "context": None, "response": "response", "category": None}
-    with pytest.raises(
-        UserError, match=r"made.jsonl:1: field 'prompt' is missing \(the row has 'instruction', 'context'"
-    ):
-        prepared(tmp_path, plain(10), params=with_params(columns=columns))
-
-
-# --- The split ----------------------------------------------------------------------------------------
+# --- The split --------------------------------------------------------------------------------------------
 
 TINY = with_params(split={"validation": 0.3, "test": 0.3})
 KETTLE = "How do I mend {} kettle with a leak{}"
 LIKE_EACH_OTHER = ["Mend it", "mend it!", KETTLE.format("a", "?"), KETTLE.format("a", ""), KETTLE.format("the", "?")]
-intents = st.sampled_from([*LIKE_EACH_OTHER, "Why?", "What is this?", "Sum it up.", "Where?", "Who is it?", "\u00e9?"])
-contexts = st.sampled_from(["", "", "A text.", "a text", "Another, of some length.", "A third one.\n\nWith a part."])
-responses = st.sampled_from(["1. One.\n2. Two.", "Yes.", "yes", "No.", "A longer answer to this.[3]", "So it is."])
-raws = st.builds(raw, intents, responses, contexts, st.sampled_from(["open_qa", "closed_qa", ""]))
+INTENTS = st.sampled_from([*LIKE_EACH_OTHER, "Why?", "What is this?", "Sum it up.", "Where?", "Who is it?", "\u00e9?"])
+CONTEXTS = st.sampled_from(["", "", "A text.", "a text", "Another, of some length.", "A third one.\n\nWith a part."])
+RESPONSES = st.sampled_from(["1. One.\n2. Two.", "Yes.", "yes", "No.", "A longer answer to this.[3]", "So it is."])
+ROWS = st.lists(
+    st.builds(raw, INTENTS, RESPONSES, CONTEXTS, st.sampled_from(["open_qa", "closed_qa", ""])), max_size=12
+)
 # Rows that fill each split, whatever else is drawn.
 FILLING = plain(40, start=1000)
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.lists(raws, max_size=12))
+@FEW
+@given(ROWS)
 def test_prepare_changes_nothing_in_what_it_has_made(rows: list[Raw]) -> None:
-    first = of([*FILLING, *rows], TINY)
-    made = [row for name in SPLITS for row in first[name]]
-    again = of(made, with_params(TINY, columns=OWN_FORMAT))
-    assert again["rejected"] == []
-    assert {name: again[name] for name in SPLITS} == {name: first[name] for name in SPLITS}
+    first = prepared([*FILLING, *rows], TINY)
+    again = prepared(first.kept, with_params(TINY, columns=OWN_FORMAT))
+    assert again.rejected == [] and again.splits == first.splits
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.lists(raws, max_size=12), st.randoms(use_true_random=False))
-def test_the_order_of_rows_changes_no_rows_split(rows: list[Raw], shuffle: random.Random) -> None:
+@FEW
+@given(ROWS, ROWS, st.randoms(use_true_random=False))
+def test_neither_another_order_nor_added_rows_move_a_row(
+    rows: list[Raw], more: list[Raw], order: random.Random
+) -> None:
     rows = [*FILLING, *rows]
-    one = split_of(of(rows, TINY))
-    shuffle.shuffle(rows)
-    other = split_of(of(rows, TINY))
-    assert all(other[key] == split for key, split in one.items() if key in other)
+    before = split_of(prepared(rows, TINY))
+    added = split_of(prepared([*rows, *more], TINY))
+    order.shuffle(rows)
+    for after in (added, split_of(prepared(rows, TINY))):
+        assert all(after[key] == split for key, split in before.items() if key in after)
+    assert {key for key, split in before.items() if split == "test"} <= added.keys()
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.lists(raws, max_size=8), st.lists(raws, max_size=8))
-def test_added_rows_move_no_row_and_take_none_from_the_test(rows: list[Raw], more: list[Raw]) -> None:
-    before, after = split_of(of([*FILLING, *rows], TINY)), split_of(of([*FILLING, *rows, *more], TINY))
-    assert all(after[key] == split for key, split in before.items() if key in after)
-    assert {key for key, split in before.items() if split == "test"} <= after.keys()
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(raws, max_size=14), st.lists(raws, max_size=3))
+@FEW
+@given(ROWS, ROWS)
 def test_no_intent_context_or_near_intent_is_in_two_splits(rows: list[Raw], test: list[Raw]) -> None:
-    made = of([*FILLING, *rows], TINY, test=test)
-    assert_nothing_leaks(made)
+    assert_nothing_leaks(prepared([*FILLING, *rows], TINY, test))
 
 
-def assert_nothing_leaks(made: Result) -> None:
-    where: dict[tuple[str, str], set[str]] = {}
-    for name in SPLITS:
-        for row in made[name]:
-            intent = row["input"].removesuffix(row["context"]).strip()
-            for kind, key in (("intent", normal_key(intent)), ("context", normal_key(row["context"]))):
-                if key:
-                    where.setdefault((kind, key), set()).add(name)
-    assert [key for key, splits in where.items() if len(splits) > 1] == []
-    intents = [(shingle_set(key), splits) for (kind, key), splits in where.items() if kind == "intent"]
-    near = [
-        (one, other)
-        for number, (one, split) in enumerate(intents)
-        for other, another in intents[:number]
-        if split != another and jaccard(one, other) >= 0.8
-    ]
-    assert near == []
-
-
-def test_shares_are_right_within_sampling_error_in_every_category(tmp_path: Path) -> None:
+def test_shares_are_right_within_sampling_error_in_every_category() -> None:
     rows = [{**row, "category": "abc"[number % 3]} for number, row in enumerate(plain(3000))]
-    metrics = prepared(tmp_path, rows, params=with_params(split={"near_intents": None}))["metrics"][0]
+    metrics = prepared(rows, with_params(split={"near_intents": None, "validation": 0.1, "test": 0.1})).metrics
     for counts in [{"all": 3000, **metrics["splits"]}, *metrics["categories"].values()]:
-        total = counts["all"]
         for name in ("validation", "test"):
-            assert abs(counts[name] / total - 0.1) < 4 * (0.09 / total) ** 0.5
+            assert abs(counts[name] / counts["all"] - 0.1) < 4 * (0.09 / counts["all"]) ** 0.5
 
 
-def test_another_seed_deals_otherwise() -> None:
-    rows = plain(80)
-    assert split_of(of(rows)) != split_of(of(rows, with_params(split={"seed": 1})))
+def test_another_seed_makes_another_split() -> None:
+    assert split_of(prepared(plain(80))) != split_of(prepared(plain(80), with_params(split={"seed": 1})))
 
 
-def test_a_number_of_rows_is_taken_as_it_is_and_new_rows_never_enter_the_test_from_train() -> None:
+def test_a_number_of_rows_is_met_and_new_rows_never_move_one_from_train_into_the_test() -> None:
     params = with_params(split={"test": 20, "validation": 15, "train": 100})
-    rows = plain(160)
-    made = of(rows, params)
-    assert {name: len(made[name]) for name in SPLITS} == {"train": 100, "validation": 15, "test": 20}
-    assert Counter(row["reason"] for row in made["rejected"]) == {"not_dealt": 25}
-    before, after = split_of(made), split_of(of([*rows, *plain(100, start=500)], params))
+    made = prepared(plain(160), params)
+    assert {name: len(rows) for name, rows in made.splits.items()} == {"train": 100, "validation": 15, "test": 20}
+    assert Counter(row["reason"] for row in made.rejected) == {"not_dealt": 25}
+    before, after = split_of(made), split_of(prepared([*plain(160), *plain(100, start=500)], params))
     trained = {key for key, split in before.items() if split == "train"}
     assert not trained & {key for key, split in after.items() if split != "train"}
 
 
-def test_a_share_of_train_takes_from_the_same_rows_whatever_its_size() -> None:
-    rows = plain(200)
-    trains = [
-        {row["id"] for row in of(rows, with_params(split={"train": share}))["train"]} for share in (0.1, 0.4, 0.8)
-    ]
-    assert trains[0] < trains[1] < trains[2]
+def test_a_smaller_share_of_train_is_a_part_of_a_larger_one() -> None:
+    shares = [prepared(plain(200), with_params(split={"train": share})).splits["train"] for share in (0.1, 0.4, 0.8)]
+    small, medium, large = ({row["id"] for row in rows} for rows in shares)
+    assert small < medium < large
 
 
 def test_more_rows_than_there_are_stop_the_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"prepare.split: 510 rows are asked for, and there are 60"):
-        prepared(tmp_path, plain(60), params=with_params(split={"test": 500, "validation": 10}))
+    with pytest.raises(UserError, match=r"prepare.split: expected 510 rows or more, got 60"):
+        prepared(plain(60), with_params(split={"test": 500, "validation": 10}), folder=tmp_path)
     assert not (tmp_path / "data/prepared").exists()
 
 
-# --- A test that is given -----------------------------------------------------------------------------
-
-
-def test_rows_that_match_a_given_test_are_removed_and_counted(tmp_path: Path) -> None:
-    test = [
-        raw("How do I bleed the old radiator in the hall downstairs?", "Open the valve."),
-        raw("Who wrote it?", "She did.", "A long text about a book."),
-        raw("What is a fern?", "A plant."),
-    ]
+def test_rows_that_match_a_given_test_are_rejected() -> None:
+    radiator = "How do I bleed the old radiator in the hall downstairs?"
+    test = [raw(radiator, "Open the valve."), raw("Who wrote it?", "She did.", "A long text about a book.")]
+    test += [raw("What is a fern?", "A plant.")]
     matching = [
-        raw("how do i bleed the old radiator in the hall downstairs", "Another answer."),
-        raw("How do I bleed the old radiators in the hall downstairs?", "With a key."),
+        raw(radiator.lower(), "Another answer."),
+        raw(radiator.replace("radiator", "radiators"), "With a key."),
         raw("When was it written?", "In May.", "A long text about a BOOK"),
         raw("What is a fern?", "A plant."),
     ]
-    made = prepared(tmp_path, [*plain(60), *matching], test)
-    assert [row["input"].split("\n")[0] for row in made["test"]] == [row["instruction"] for row in test]
-    assert {(row["source"].rsplit(":")[-1], row["reason"]): row["detail"] for row in made["rejected"]} == {
-        ("61", "matches_test"): "has the intent of data/raw/test/made.jsonl:1",
-        ("62", "matches_test"): "has the near intent of data/raw/test/made.jsonl:1",
-        ("63", "matches_test"): "has the context of data/raw/test/made.jsonl:2",
-        ("64", "matches_test"): "repeats data/raw/test/made.jsonl:3",
+    made = prepared([*plain(60), *matching], test=test)
+    assert [intent_of(row) for row in made.splits["test"]] == [row["instruction"] for row in test]
+    assert {row["source"].rsplit(":")[-1]: (row["reason"], row["detail"]) for row in made.rejected} == {
+        "61": ("matches_test", "has the intent of data/raw/test/made.jsonl:1"),
+        "62": ("matches_test", "has the near intent of data/raw/test/made.jsonl:1"),
+        "63": ("matches_test", "has the context of data/raw/test/made.jsonl:2"),
+        "64": ("matches_test", "repeats data/raw/test/made.jsonl:3"),
     }
-    assert made["metrics"][0]["rejected"]["matches_test"] == 4
     assert_nothing_leaks(made)
 
 
-def test_a_given_test_stays_as_it_is_but_for_dirt_and_empty_rows(tmp_path: Path) -> None:
-    text = "A context that is given back."
-    near = "How do I mend the old kettle with a leak in the lid"
+def test_of_a_given_test_only_empty_and_repeated_rows_are_rejected_and_no_other_row_enters_it() -> None:
+    text, near = "A context that is given back.", "How do I fix " + " ".join(map(word, range(20)))
     test = [raw("Sum it up.", text, text), raw(near, "Solder it."), raw(near + "?!", "Solder  it"), raw("Empty?", "")]
     test += [raw(near + "s", "Solder it.")]
-    made = prepared(tmp_path, plain(60), test, with_params(reject={"min_characters": 12, "not_procedural": False}))
-    assert [row["output"] for row in made["test"]] == [text, "Solder it.", "Solder it."]
-    reasons = Counter(row["reason"] for row in made["rejected"] if "raw/test" in row["source"])
-    assert reasons == {"empty_response": 1, "duplicate": 1}
+    made = prepared(plain(400), with_params(reject={"min_characters": 5}), test)
+    assert [row["output"] for row in made.splits["test"]] == [text, "Solder it.", "Solder it."]
+    assert Counter(row["reason"] for row in made.rejected) == {"empty_response": 1, "duplicate": 1}
+    assert len(made.splits["train"]) + len(made.splits["validation"]) == 400
+    assert abs(len(made.splits["validation"]) - 40) < 25
 
 
-def test_beside_a_given_test_all_other_rows_are_dealt_to_train_and_validation(tmp_path: Path) -> None:
-    made = prepared(tmp_path, plain(400), [raw("What is a fern?", "A plant.")])
-    assert len(made["test"]) == 1 and len(made["train"]) + len(made["validation"]) == 400
-    assert abs(len(made["validation"]) - 40) < 25
+def test_a_near_duplicate_is_rejected_and_a_row_with_another_answer_is_kept() -> None:
+    answer, other, context = (" ".join(map(word, range(start, start + 40))) for start in (0, 50, 100))
+    question = "How do I take the whole engine of this old car apart?"
+    rows = [raw(question, answer), raw(question + "?", answer + " Indeed."), raw(question, other)]
+    rows += [raw("May I?", yes_or_no, context) for yes_or_no in ("You may.", "You may not.")]
+    made = prepared([*plain(40), *rows])
+    assert [(row["reason"], row["detail"]) for row in made.rejected] == [("near_duplicate", f"is near to {SOURCE}:41")]
 
 
-# --- Near-duplicates ----------------------------------------------------------------------------------
-
-
-def test_a_row_that_is_nearly_another_is_left_out_and_one_whose_answer_differs_is_kept(tmp_path: Path) -> None:
-    answer = " ".join(word(n) for n in range(40))
-    rows = [
-        raw("How do I take the whole engine of this old car apart?", answer),
-        raw("How do I take the whole engine of this old car apart ??", answer + " Indeed."),
-        raw("How do I take the whole engine of this old car apart?", " ".join(word(n) for n in range(50, 90))),
-    ]
-    made = prepared(tmp_path, [*plain(40), *rows])
-    assert [(row["reason"], row["detail"]) for row in made["rejected"]] == [
-        ("near_duplicate", "is near to data/raw/rows/made.jsonl:41")
-    ]
-
-
-def test_a_chain_of_near_rows_does_not_shrink_to_its_first(tmp_path: Path) -> None:
-    words = [word(n) for n in range(60)]
-    chain = [raw("Tell me more.", " ".join([*words[n : n + 50]])) for n in range(0, 10, 1)]
-    made = prepared(tmp_path, [*plain(40), *chain])
-    kept = [row["output"] for name in SPLITS for row in made[name] if row["input"] == "Tell me more."]
+def test_a_chain_of_near_duplicates_does_not_shrink_to_its_first_row() -> None:
+    words = list(map(word, range(60)))
+    chain = [raw("Tell me more.", " ".join(words[n : n + 50])) for n in range(10)]
+    made = prepared([*plain(40), *chain])
+    kept = [shingle_set(row["output"]) for row in made.kept if row["input"] == "Tell me more."]
     assert 1 < len(kept) < len(chain)
-    for row in kept:
-        assert all(jaccard(shingle_set(row), shingle_set(other)) < 0.9 for other in kept if other != row)
-
-
-# --- Size ---------------------------------------------------------------------------------------------
+    assert all(jaccard(one, other) < 0.9 for number, one in enumerate(kept) for other in kept[:number])
 
 
 def test_several_processes_make_the_same_bytes_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{**row, "response": row["response"] + " word" * 400} for row in plain(1500)]
-    prepared(tmp_path / "one", rows)
+    prepared(rows, folder=tmp_path / "one")
     monkeypatch.setattr(stages.prepare, "SMALL", 0)
-    prepared(tmp_path / "two", rows)
-    for path in sorted((tmp_path / "one").rglob("*")):
-        if path.is_file():
-            assert (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes() == path.read_bytes()
+    prepared(rows, folder=tmp_path / "two")
+    for path in sorted((tmp_path / "one").rglob("*.*")):
+        assert (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes() == path.read_bytes()
 
 
-def test_prepare_and_fetch_data_import_no_torch(tmp_path: Path, small_params: str) -> None:
+def test_prepare_and_fetch_data_import_no_heavy_library_for_json_lines(tmp_path: Path, small_params: str) -> None:
     (tmp_path / "params.yaml").write_text(small_params, encoding="utf-8")
     (tmp_path / "watched.py").write_text(
         "import sys\n"
         "import stages.fetch_data, stages.prepare\n"
         "stages.fetch_data.main()\n"
         "stages.prepare.main()\n"
-        "assert not {'torch', 'transformers', 'pandas'} & sys.modules.keys()\n",
+        "assert not {'torch', 'transformers', 'pandas', 'pyarrow', 'datasets'} & sys.modules.keys()\n",
         encoding="utf-8",
     )
     done = run_stage(tmp_path, "watched")
@@ -413,16 +294,8 @@ def test_prepare_and_fetch_data_import_no_torch(tmp_path: Path, small_params: st
     assert "rows kept" in done.stdout
 
 
-@pytest.fixture
-def dolly(real_data: Path) -> Iterator[Result]:
-    with tempfile.TemporaryDirectory() as name:
-        read = [
-            [json.loads(line) for line in (real_data / f"dolly/{part}.jsonl").open(encoding="utf-8")]
-            for part in ("train", "test")
-        ]
-        yield prepared(Path(name), read[0], read[1])
-
-
-def test_on_dolly_no_intent_or_context_of_the_given_test_is_left_in_train(dolly: Result) -> None:
-    assert len(dolly["test"]) == 500
-    assert_nothing_leaks(dolly)
+def test_on_dolly_no_intent_or_context_of_the_given_test_is_left_in_train(real_data: Path) -> None:
+    train, test = (read_jsonl(real_data / f"dolly/{part}.jsonl") for part in ("train", "test"))
+    made = prepared(train, test=test)
+    assert len(made.splits["test"]) == 500
+    assert_nothing_leaks(made)

@@ -1,38 +1,29 @@
-"""What those score who know nothing of a row."""
+"""Each baseline gives the answer that its name promises."""
 
 from __future__ import annotations
 
-from howto.core.schema import Row, input_of
-from howto.evaluation.baselines import NAMES, floor_answers, nearest_rows
+from howto.evaluation.baselines import LABELS, baseline_answers, nearest_rows
+from tests.support.answers import row
+
+TRAIN = [row(0, "Fern.", intent="repot a fern"), row(1, "Violin.", intent="tune a violin"), row(2, "Loaf.")]
 
 
-def row(intent: str, context: str = "", output: str = "x") -> Row:
-    return Row(
-        id=intent, category="c", instruction="Do.", input=input_of(intent, context), context=context, output=output
-    )
-
-
-TRAIN = [
-    row("repot a fern", output="Fern."),
-    row("tune a violin", output="Violin."),
-    row("bake a loaf", output="Loaf."),
-]
-
-
-def test_each_floor_is_what_its_name_says() -> None:
-    (plain, with_context) = floor_answers([row("tune a cello"), row("water it", "A fern is dry.")], TRAIN, seed=0)
-    assert tuple(plain) == NAMES
+def test_each_baseline_is_what_its_name_says() -> None:
+    rows = [row(0, intent="tune a cello"), row(1, intent="water it", context="A fern is dry.")]
+    plain, with_context = baseline_answers(rows, TRAIN, seed=0)
+    assert plain.keys() == LABELS.keys()
     assert plain["echo_intent"] == plain["echo_context"] == "tune a cello"
     assert with_context["echo_intent"] == "water it" and with_context["echo_context"] == "A fern is dry."
     assert plain["nearest_answer"] == "Violin." and with_context["nearest_answer"] == "Fern."
 
 
-def test_random_answers_are_training_answers_and_hang_on_the_seed() -> None:
-    rows = [row(str(n)) for n in range(60)]
-    found = [answers["random_answer"] for answers in floor_answers(rows, TRAIN, seed=0)]
-    assert set(found) == {"Fern.", "Violin.", "Loaf."}
-    assert found == [answers["random_answer"] for answers in floor_answers(rows, TRAIN, seed=0)]
-    assert found != [answers["random_answer"] for answers in floor_answers(rows, TRAIN, seed=1)]
+def test_random_answers_are_training_answers_and_depend_on_the_seed() -> None:
+    rows = [row(n) for n in range(60)]
+    first, again, other = (
+        [answers["random_answer"] for answers in baseline_answers(rows, TRAIN, seed=seed)] for seed in (0, 0, 1)
+    )
+    assert set(first) == {"Fern.", "Violin.", "Loaf."}
+    assert first == again != other
 
 
 def test_a_rare_word_weighs_more_than_a_common_one() -> None:
@@ -40,11 +31,11 @@ def test_a_rare_word_weighs_more_than_a_common_one() -> None:
     assert nearest_rows(["the the the fern"], among) == [0]
 
 
-def test_where_no_word_is_shared_it_is_the_first() -> None:
+def test_a_text_without_a_common_word_gets_the_first_row() -> None:
     assert nearest_rows(["zzz", "", "soup"], ["fern", "soup"]) == [0, 0, 1]
     assert nearest_rows(["fern"], ["?", "!"]) == [0]
 
 
-def test_many_texts_are_compared_in_parts() -> None:
+def test_more_texts_than_a_batch_are_compared() -> None:
     among = [f"word{n} here" for n in range(700)]
     assert nearest_rows([f"word{n}" for n in range(700)], among) == list(range(700))

@@ -1,7 +1,8 @@
-"""Missing or damaged inputs end a stage with one line, a non-zero exit and no partial output."""
+"""A missing or damaged input ends a stage with one line, a non-zero exit status and no partial output."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.conftest import run_stage
+from tests.support.in_process import edit_params, run_here
 
 BASE, ADAPTER = "models/base", "models/adapter"
-PREPARED = "data/prepared"
+RAW, TRAIN_ROWS, ANSWERS = "data/raw/rows/rows.jsonl", "data/prepared/train.jsonl", "data/predictions/adapter.jsonl"
+OUTPUTS = {"prepare": "data/prepared/test.jsonl", "train": f"{ADAPTER}/adapter_model.safetensors",
+           "infer": ANSWERS, "evaluate": "metrics/metrics.json"}  # fmt: skip
 
 
 def remove(name: str) -> Callable[[Path], None]:
@@ -24,41 +27,29 @@ def remove(name: str) -> Callable[[Path], None]:
     return damage
 
 
-def write(name: str, text: str | bytes) -> Callable[[Path], None]:
+def change(name: str, edit: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
-        (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+        (folder / name).write_bytes(edit((folder / name).read_bytes()))
 
     return damage
 
 
 def cut(name: str, size: int) -> Callable[[Path], None]:
-    """Cut the last `size` bytes off."""
-
-    def damage(folder: Path) -> None:
-        data = (folder / name).read_bytes()
-        (folder / name).write_bytes(data[:-size])
-
-    return damage
+    return change(name, lambda content: content[:-size])
 
 
-def append(name: str, text: str) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        with (folder / name).open("a", encoding="utf-8") as file:
-            file.write(text)
-
-    return damage
+def write(name: str, text: str) -> Callable[[Path], None]:
+    return change(name, lambda _: text.encode())
 
 
-def drop_line(name: str, number: int) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        lines = (folder / name).read_text(encoding="utf-8").splitlines(keepends=True)
-        (folder / name).write_text("".join(lines[: number - 1] + lines[number:]), encoding="utf-8")
-
-    return damage
+def without_second_line(content: bytes) -> bytes:
+    first, _, *others = content.splitlines(keepends=True)
+    return b"".join([first, *others])
 
 
-def adapter_of_another_base(folder: Path) -> None:
-    (folder / ADAPTER / "base_model.json").write_text(json.dumps({"weights_sha256": "0" * 64}), encoding="utf-8")
+def with_another_row(content: bytes) -> bytes:
+    answer = json.loads(content.splitlines()[0])
+    return content + json.dumps({**answer, "id": "another"}).encode() + b"\n"
 
 
 def adapter_of_another_shape(folder: Path) -> None:
@@ -67,7 +58,7 @@ def adapter_of_another_shape(folder: Path) -> None:
     save_file({name: weight[..., :-1].copy() for name, weight in load_file(path).items()}, path)
 
 
-def adapter_of_another_kind(folder: Path) -> None:
+def adapter_that_is_no_lora(folder: Path) -> None:
     from peft import IA3Config, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -80,90 +71,60 @@ def adapter_of_zeros(folder: Path) -> None:
     save_file({name: weight * 0 for name, weight in load_file(path).items()}, path)
 
 
-TRAIN, INFER, EVALUATE = ["stages.train"], ["stages.infer", "--stage", "adapter"], ["stages.evaluate"]
-OUTPUTS = {
-    "stages.prepare": "data/prepared",
-    "stages.train": ADAPTER,
-    "stages.infer": "data/predictions/adapter.jsonl",
-    "stages.evaluate": "metrics/metrics.json",
-}
-
-CASES: dict[str, tuple[list[str], Callable[[Path], None], str]] = {
-    "prepare: no raw folder": (["stages.prepare"], remove("data/raw"), "data/raw/rows: no file in it; make it with"),
-    "prepare: no file in it": (["stages.prepare"], remove("data/raw/rows/rows.jsonl"), "data/raw/rows: no file"),
-    "prepare: cut line": (
-        ["stages.prepare"],
-        cut("data/raw/rows/rows.jsonl", 9),
-        ": not a whole JSON object (",
-    ),
-    "prepare: too few rows": (
-        ["stages.prepare"],
-        write("data/raw/rows/rows.jsonl", '{"instruction": "a", "response": "b"}\n'),
-        "prepare.split: 24 rows are asked for, and there are 1; lower the numbers or bring more rows",
-    ),
-    "prepare: only empty rows": (
-        ["stages.prepare"],
-        write("data/raw/rows/rows.jsonl", '{"instruction": "", "response": "b"}\n'),
-        "data/raw/rows: no usable row in 1 (1 empty_instruction)",
-    ),
-    "train: no base folder": (TRAIN, remove(BASE), "models/base: no such folder"),
-    "train: no config": (TRAIN, remove(f"{BASE}/config.json"), "models/base/config.json"),
-    "train: damaged config": (TRAIN, write(f"{BASE}/config.json", "{"), "models/base"),
-    "train: no weights": (TRAIN, remove(f"{BASE}/model.safetensors"), "models/base"),
-    "train: cut weights": (TRAIN, cut(f"{BASE}/model.safetensors", 100), "models/base"),
-    "train: no tokenizer": (TRAIN, remove(f"{BASE}/tokenizer.json"), "models/base"),
-    "train: damaged tokenizer": (TRAIN, write(f"{BASE}/tokenizer.json", "{}"), "models/base"),
-    "train: no prepared rows": (TRAIN, remove(f"{PREPARED}/train.jsonl"), "data/prepared/train.jsonl: not there"),
-    "train: empty prepared file": (TRAIN, write(f"{PREPARED}/train.jsonl", ""), "data/prepared/train.jsonl: no rows"),
-    "train: cut line": (TRAIN, cut(f"{PREPARED}/train.jsonl", 9), "data/prepared/train.jsonl:"),
-    "infer: no test rows": (INFER, remove(f"{PREPARED}/test.jsonl"), "data/prepared/test.jsonl: not there"),
-    "infer: no adapter": (INFER, remove(ADAPTER), "models/adapter/adapter_config.json: not there"),
-    "infer: cut adapter": (INFER, cut(f"{ADAPTER}/adapter_model.safetensors", 100), "models/adapter"),
-    "infer: damaged adapter config": (INFER, write(f"{ADAPTER}/adapter_config.json", "{"), "models/adapter"),
-    "infer: adapter for another base": (INFER, adapter_of_another_base, "trained on another base model"),
-    "infer: adapter of another shape": (INFER, adapter_of_another_shape, "does not fit models/base"),
-    "infer: adapter that is no LoRA": (INFER, adapter_of_another_kind, "not a LoRA adapter"),
-    "infer: adapter that changes nothing": (INFER, adapter_of_zeros, "changes nothing"),
-    "evaluate: no predictions": (EVALUATE, remove("data/predictions/base.jsonl"), "data/predictions/base.jsonl: not"),
-    "evaluate: cut predictions": (EVALUATE, cut("data/predictions/base.jsonl", 9), "data/predictions/base.jsonl:"),
-    "evaluate: a prediction too few": (
-        EVALUATE,
-        drop_line("data/predictions/adapter.jsonl", 2),
-        "have no answer of seed 0",
-    ),
-    "evaluate: a prediction too many": (
-        EVALUATE,
-        append(
-            "data/predictions/adapter.jsonl",
-            '{"id": "x", "seed": 0, "text": "", "prompt_tokens": 1, "new_tokens": 0, "stop": "eos", '
-            '"reference_tokens": 1, "reference_log_probability": null}\n',
-        ),
-        "answers row x, which is not in",
-    ),
-    "show: no results": (["howto", "compare", "--rows", "1"], remove("log/hasil.jsonl"), "log/hasil.jsonl: not there"),
+# The stage, what is damaged, and what the message names.
+CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "no raw folder": ("prepare", remove("data/raw"), "data/raw/rows: "),
+    "no raw file": ("prepare", remove(RAW), "data/raw/rows: "),
+    "a cut raw line": ("prepare", cut(RAW, 9), "rows.jsonl:120"),
+    "too few raw rows": ("prepare", write(RAW, '{"instruction": "a", "response": "b"}\n'), "prepare.split"),
+    "only empty rows": ("prepare", write(RAW, '{"instruction": "", "response": "b"}\n'), "empty_instruction"),
+    "no base folder": ("train", remove(BASE), BASE),
+    "no base config": ("train", remove(f"{BASE}/config.json"), f"{BASE}/config.json"),
+    "a damaged base config": ("train", write(f"{BASE}/config.json", "{"), BASE),
+    "no base weights": ("train", remove(f"{BASE}/model.safetensors"), BASE),
+    "cut base weights": ("train", cut(f"{BASE}/model.safetensors", 100), BASE),
+    "no tokenizer": ("train", remove(f"{BASE}/tokenizer.json"), BASE),
+    "a damaged tokenizer": ("train", write(f"{BASE}/tokenizer.json", "{}"), BASE),
+    "no training rows": ("train", remove(TRAIN_ROWS), TRAIN_ROWS),
+    "an empty file of training rows": ("train", write(TRAIN_ROWS, ""), TRAIN_ROWS),
+    "a cut training row": ("train", cut(TRAIN_ROWS, 9), f"{TRAIN_ROWS}:"),
+    "no test rows": ("infer", remove("data/prepared/test.jsonl"), "data/prepared/test.jsonl"),
+    "no adapter": ("infer", remove(ADAPTER), f"{ADAPTER}/adapter_config.json"),
+    "a cut adapter": ("infer", cut(f"{ADAPTER}/adapter_model.safetensors", 100), ADAPTER),
+    "a damaged adapter config": ("infer", write(f"{ADAPTER}/adapter_config.json", "{"), ADAPTER),
+    "an adapter of another base": ("infer", write(f"{ADAPTER}/base_model.json", '{"weights_sha256": "0"}'), ADAPTER),
+    "an adapter of another shape": ("infer", adapter_of_another_shape, ADAPTER),
+    "an adapter that is no LoRA": ("infer", adapter_that_is_no_lora, ADAPTER),
+    "an adapter that changes nothing": ("infer", adapter_of_zeros, ADAPTER),
+    "no predictions": ("evaluate", remove(ANSWERS), ANSWERS),
+    "a cut prediction": ("evaluate", cut(ANSWERS, 9), f"{ANSWERS}:"),
+    "a missing prediction": ("evaluate", change(ANSWERS, without_second_line), ANSWERS),
+    "a prediction of another row": ("evaluate", change(ANSWERS, with_another_row), ANSWERS),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_damaged_input_ends_in_one_line_and_leaves_no_partial_output(name: str, workplace: Path) -> None:
-    arguments, damage, said = CASES[name]
+def test_a_damaged_input_ends_in_one_line_that_names_it_and_leaves_no_partial_output(
+    name: str, workplace: Path
+) -> None:
+    stage, damage, place = CASES[name]
     damage(workplace)
     before = sorted(path.relative_to(workplace) for path in workplace.rglob("*"))
-    output = workplace / OUTPUTS[arguments[0]]
-    content = output.read_bytes() if output.is_file() else None
-    done = run_stage(workplace, *arguments)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("error: ") and said in done.stderr
+    output = workplace / OUTPUTS[stage]
+    content = output.read_bytes() if output.exists() else None
+    main = importlib.import_module(f"stages.{stage}").main
+    done = run_here(main, workplace, *(["--stage", "adapter"] if stage == "infer" else []))
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ") and place in done.stderr
     assert sorted(path.relative_to(workplace) for path in workplace.rglob("*")) == before
     assert content is None or output.read_bytes() == content
 
 
-def test_a_wrong_param_stops_every_stage_before_it_does_anything(tmp_path: Path, small_params: str) -> None:
-    (tmp_path / "params.yaml").write_text(small_params.replace("    r: 8 ", "    rank: 8 "), encoding="utf-8")
-    for stage in ("fetch_model", "fetch_data", "prepare", "train", "infer", "evaluate"):
-        arguments = ["--stage", "base"] if stage == "infer" else []
-        done = run_stage(tmp_path, f"stages.{stage}", *arguments)
-        assert done.returncode == 1
-        assert "train.lora.rank: unknown key; is r meant?" in done.stderr and done.stderr.count("\n") == 1
+@pytest.mark.parametrize("stage", ["fetch_model", "fetch_data", "prepare", "train", "infer", "evaluate"])
+def test_a_wrong_param_stops_a_stage_before_it_writes_anything(stage: str, tmp_path: Path, small_params: str) -> None:
+    (tmp_path / "params.yaml").write_text(small_params, encoding="utf-8")
+    edit_params(tmp_path, "    r: 8 ", "    rank: 8 ")
+    main = importlib.import_module(f"stages.{stage}").main
+    done = run_here(main, tmp_path, *(["--stage", "base"] if stage == "infer" else []))
+    assert done.returncode == 1 and "train.lora.rank" in done.stderr and done.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]

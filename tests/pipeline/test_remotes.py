@@ -1,20 +1,23 @@
-"""A team and its remote, with real DVC and real servers: what one has pushed, a fresh clone of another need not run."""
+"""A colleague gets data and adapters with plain DVC commands, and nothing damaged or half-sent is accepted."""
 
 from __future__ import annotations
 
-import re
+import hashlib
+import json
 import shutil
-import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.pipeline.test_remote_faults import STORES, add, call, remote, works
-from tests.support.remote_servers import Store
+from tests.conftest import call, run, stages_run
+from tests.support.remote_servers import STORES, Store
 
-SECRETS = {"access_key_id": "AWS_ACCESS_KEY_ID", "secret_access_key": "AWS_SECRET_ACCESS_KEY"}
+FILES, SIZE = 12, 200_000  # of a folder that takes some time to transfer
+
+on_a_server = pytest.mark.parametrize("store", ["ssh", "s3"], indirect=True)
+over_ssh = pytest.mark.parametrize("store", ["ssh"], indirect=True)
+in_a_folder = pytest.mark.parametrize("store", ["local"], indirect=True)
 
 
 @pytest.fixture(scope="module", params=sorted(STORES))
@@ -23,144 +26,189 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield one
 
 
-@pytest.fixture(scope="module")
-def origin(store: Store, known: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The maker's clone: its secrets are given as options alone, its run is pushed, its .dvc/config committed."""
-    folder = shutil.copytree(known, tmp_path_factory.mktemp("origin") / "origin", symlinks=True)
-    secrets = {option: store.environment[name] for option, name in SECRETS.items() if name in store.environment}
-    without = {name: value for name, value in store.environment.items() if name not in SECRETS.values()}
-    maker = replace(store, environment=without, settings={**store.settings, **secrets})
-    works(add(folder, maker, store.url))
-    works(remote(folder, maker, "push"))
-    works(call(folder, None, "git", "commit", "-qam", "A remote"))
+def dvc(folder: Path, store: Store, *arguments: str) -> int:
+    """Run DVC; return its exit status."""
+    return call(folder, "dvc", *arguments, **store.environment).returncode
+
+
+def use_remote(folder: Path, store: Store, url: str) -> Path:
+    """Write what the commands of docs/remotes.md write into .dvc/config and .dvc/config.local."""
+    section = "['remote \"store\"']\n    "
+    config = f"[core]\n    remote = store\n{section}url = {url}\n    verify = true\n"
+    (folder / ".dvc/config").write_text(config, encoding="utf-8")
+    personal = section + "\n    ".join(f"{name} = {value}" for name, value in store.settings.items())
+    (folder / ".dvc/config.local").write_text(personal, encoding="utf-8")
     return folder
-
-
-def clone_of(origin: Path, store: Store, folder: Path) -> Path:
-    """What a colleague has, who gives a key of their own in DVC's words, or through the environment."""
-    works(call(origin, None, "git", "clone", "-q", str(origin), str(folder)))
-    if keyfile := store.settings.get("keyfile"):
-        works(call(folder, None, "dvc", "remote", "modify", "--local", "store", "keyfile", keyfile))
-    return folder
-
-
-@pytest.fixture
-def clone(origin: Path, store: Store, tmp_path: Path) -> Path:
-    return clone_of(origin, store, tmp_path / "clone")
-
-
-def stages_run(output: str) -> list[str]:
-    return re.findall(r"Running stage '([^']+)'", output)
-
-
-def runs_nothing(clone: Path, store: Store, *arguments: str) -> bool:
-    """`dvc repro` finds or takes from the run-cache all that the stages make, and git sees no change."""
-    ran = stages_run(works(call(clone, store, "dvc", "repro", *arguments)))
-    return not ran and not works(call(clone, None, "git", "status", "--short"))
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    """What DVC versions, by path."""
+    """Return what DVC versions in the real project, by path."""
     tops = ("data/raw", "data/prepared", "data/predictions", "models/base", "models/adapter")
     paths = [path for top in tops for path in (folder / top).rglob("*") if path.is_file()]
     paths += [folder / "log/hasil.jsonl", folder / "metrics/report.html"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.exists()}
 
 
-def test_a_fresh_clone_pulls_and_runs_nothing(store: Store, origin: Path, clone: Path) -> None:
+def test_a_fresh_clone_pulls_all_outputs_and_runs_no_stage(store: Store, project: Path, tmp_path: Path) -> None:
+    run(project, "dvc", "remote", "add", "-q", "-d", "store", f"{store.url}/project")
+    run(project, "dvc", "remote", "modify", "store", "verify", "true")
+    run(project, "git", "commit", "-qam", "A remote")
+    run(tmp_path, "git", "clone", "-q", str(project), "clone")
+    for folder in (clone := tmp_path / "clone", project):
+        for name, value in store.settings.items():
+            run(folder, "dvc", "remote", "modify", "--local", "store", name, value)
+    assert dvc(project, store, "push") == 0
     assert outputs(clone) == {}
-    assert "objects pulled" in works(remote(clone, store, "pull"))
-    assert outputs(clone) == outputs(origin)
-    assert runs_nothing(clone, store)
+    assert dvc(clone, store, "pull") == 0
+    assert outputs(clone) == outputs(project)
+    assert stages_run(run(clone, "dvc", "repro")) == []
+    assert run(clone, "git", "status", "--short") == ""
 
 
-def test_dvc_push_and_dvc_pull_do_as_well(store: Store, known: Path, tmp_path: Path) -> None:
-    first = shutil.copytree(known, tmp_path / "first", symlinks=True)
-    works(call(first, None, "dvc", "remote", "add", "-q", "-d", "store", f"{store.url}/plain"))
-    if address := store.settings.get("endpointurl"):
-        works(call(first, None, "dvc", "remote", "modify", "store", "endpointurl", address))
-    works(call(first, None, "git", "commit", "-qam", "A remote"))
-    second = clone_of(first, store, tmp_path / "second")
-    if store.kind == "ssh":
-        shutil.copyfile(second / ".dvc/config.local", first / ".dvc/config.local")
-    works(call(first, store, "dvc", "push", "-q"))
-    works(call(second, store, "dvc", "pull", "-q"))
-    assert outputs(second) == outputs(first)
-    assert "up to date" in works(call(second, store, "dvc", "status"))
+@in_a_folder
+def test_the_adapter_and_its_base_are_pulled_alone_and_answer(store: Store, project: Path, tmp_path: Path) -> None:
+    run(tmp_path, "git", "clone", "-q", str(project), "clone")
+    for folder in (clone := tmp_path / "clone", project):
+        use_remote(folder, store, f"{store.url}/models")
+    assert dvc(project, store, "push") == 0
+    assert dvc(clone, store, "pull", "train", "fetch_model") == 0
+    assert outputs(clone) == {name: what for name, what in outputs(project).items() if name.startswith("models/")}
+    assert run(clone, "python", "-m", "howto", "ask", "How do I wash a kimono?").strip()
 
 
 @pytest.fixture(scope="module")
-def answer(known: Path) -> str:
-    """What the model says where everything is."""
-    return answer_in(known)
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DVC project of one folder with many files. Not to be changed."""
+    folder = tmp_path_factory.mktemp("template") / "origin"
+    (folder / "data").mkdir(parents=True)
+    for number in range(FILES):
+        (folder / "data" / str(number)).write_bytes(hashlib.shake_256(bytes([number])).digest(SIZE))
+    for command in ("git init -q", "dvc init -q", "dvc add -q data", "git add -A", "git commit -qm data"):
+        run(folder, *command.split())
+    return folder
 
 
-def answer_in(folder: Path) -> str:
-    return works(call(folder, None, sys.executable, "-m", "howto", "ask", "How do I wash a kimono?"))
+@pytest.fixture
+def origin(store: Store, template: Path, tmp_path: Path) -> Path:
+    """A copy of it, whose remote is empty."""
+    return use_remote(Path(shutil.copytree(template, tmp_path / "origin")), store, f"{store.url}/{tmp_path.name}")
 
 
-def test_the_adapter_and_its_base_are_pulled_alone_and_answer(
-    store: Store, origin: Path, clone: Path, answer: str
+@pytest.fixture
+def clone(store: Store, origin: Path, tmp_path: Path) -> Path:
+    """A colleague's fresh clone, with the same remote."""
+    run(tmp_path, "git", "clone", "-q", str(origin), "clone")
+    return use_remote(tmp_path / "clone", store, f"{store.url}/{tmp_path.name}")
+
+
+def has_all(clone: Path, origin: Path) -> bool:
+    return all((clone / f"data/{n}").read_bytes() == (origin / f"data/{n}").read_bytes() for n in range(FILES))
+
+
+def has_nothing_wrong(clone: Path) -> bool:
+    """Whether no file is in the workspace, and every object in the cache is what its name says."""
+    objects = [path for path in (clone / ".dvc/cache/files/md5").rglob("*") if path.is_file() and path.suffix != ".tmp"]
+    hashes = {path: (path.parent.name + path.name).removesuffix(".dir") for path in objects}
+    right = all(hashlib.md5(path.read_bytes()).hexdigest() == name for path, name in hashes.items())
+    return right and len(objects) <= FILES and not (clone / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("store", "damage"), [("local", "cut"), ("ssh", "cut"), ("s3", "cut"), ("local", "lost")], indirect=["store"]
+)
+def test_a_damaged_or_lost_object_fails_the_pull_and_a_push_to_an_empty_place_repairs_it(
+    store: Store, origin: Path, clone: Path, damage: str
 ) -> None:
-    works(remote(clone, store, "pull", "train", "fetch_model"))
-    assert outputs(clone) == {name: what for name, what in outputs(origin).items() if name.startswith("models/")}
-    assert not (clone / "data/raw").exists() and not (clone / ".dvc/cache/runs").exists()
-    assert answer.strip() and answer_in(clone) == answer
+    assert dvc(origin, store, "push") == 0
+    name = next(one for one in store.objects(origin.parent.name) if not one.endswith(".dir"))
+    if damage == "cut":
+        store.write(name, store.read(name)[:-7])
+    else:
+        (Path(store.url) / name).unlink()
+    assert dvc(clone, store, "pull") == 1
+    assert has_nothing_wrong(clone)
+    for folder in (origin, clone):
+        use_remote(folder, store, f"{store.url}/{origin.parent.name}-new")
+    assert dvc(origin, store, "push") == dvc(clone, store, "pull") == 0
+    assert has_all(clone, origin)
 
 
-def test_what_the_run_cache_holds_is_not_run_where_dvc_lock_was_lost(store: Store, origin: Path, clone: Path) -> None:
-    (clone / "dvc.lock").unlink()
-    assert runs_nothing(clone, store, "--pull")  # git sees no change: dvc.lock is as it was
-    assert outputs(clone) == outputs(origin)
+@in_a_folder
+def test_a_damaged_list_of_a_folders_files_is_found_by_status_after_the_pull(
+    store: Store, origin: Path, clone: Path
+) -> None:
+    assert dvc(origin, store, "push") == 0
+    (name,) = [one for one in store.objects(origin.parent.name) if one.endswith(".dir")]
+    first, second, *others = json.loads(store.read(name))
+    first["md5"], second["md5"] = second["md5"], first["md5"]
+    store.write(name, json.dumps([first, second, *others]).encode())
+    assert dvc(clone, store, "pull") == 0  # DVC does not verify these lists
+    assert dvc(clone, store, "status", "-q") == 1
 
 
-@pytest.mark.parametrize("store", ["local"], indirect=True)
-def test_a_run_that_one_pushed_is_not_run_by_another(store: Store, origin: Path, clone: Path, tmp_path: Path) -> None:
-    other = clone_of(origin, store, tmp_path / "other")
-    works(remote(clone, store, "pull"))
-    said = (clone / "params.yaml").read_text(encoding="utf-8")
-    assert said.count("resamples: 200 ") == 1
-    changed = said.replace("resamples: 200 ", "resamples: 100 ")
-    (clone / "params.yaml").write_text(changed, encoding="utf-8")
-    assert stages_run(works(call(clone, store, "dvc", "repro"))) == ["evaluate"]
-    scores = (clone / "metrics/metrics.json").read_bytes()
-    works(remote(clone, store, "push"))
-    (clone / "params.yaml").write_text(said, encoding="utf-8")
-    assert runs_nothing(clone, store)
-
-    works(remote(other, store, "pull"))
-    (other / "params.yaml").write_text(changed, encoding="utf-8")
-    assert stages_run(works(call(other, store, "dvc", "repro", "--pull"))) == []
-    assert (other / "metrics/metrics.json").read_bytes() == scores != (origin / "metrics/metrics.json").read_bytes()
+@on_a_server
+def test_an_interrupted_push_never_looks_complete_and_the_next_one_completes_it(
+    store: Store, origin: Path, clone: Path
+) -> None:
+    assert store.proxy is not None
+    store.proxy.closes_at = store.proxy.passed + 1_000_000
+    assert dvc(origin, store, "push") != 0
+    store.proxy.start()
+    arrived = store.objects(origin.parent.name)
+    assert len(arrived) < FILES and not any(name.endswith(".dir") for name in arrived)
+    assert dvc(clone, store, "pull") == 1 and has_nothing_wrong(clone)
+    assert dvc(origin, store, "push") == dvc(clone, store, "pull") == 0
+    assert has_all(clone, origin)
 
 
-@pytest.mark.parametrize("store", ["ssh", "s3"], indirect=True)
-def test_no_secret_is_in_git_or_on_the_remote(store: Store, origin: Path) -> None:
-    secrets = [store.environment[name].encode() for name in SECRETS.values() if name in store.environment]
-    if keyfile := store.settings.get("keyfile"):
-        secrets += [keyfile.encode(), *Path(keyfile).read_bytes().splitlines()[1:-1]]
-    assert len(secrets) >= 2
-    private = (origin / ".dvc/config.local").read_bytes()
-    assert any(secret in private for secret in secrets)  # it was given, and is kept here
-    assert call(origin, None, "git", "check-ignore", "-q", ".dvc/config.local").returncode == 0
-
-    would_commit = works(call(origin, None, "git", "ls-files", "--cached", "--others", "--exclude-standard"))
-    assert ".dvc/config" in would_commit.splitlines()
-    for name in would_commit.splitlines():
-        content = (origin / name).read_bytes()
-        assert not any(secret in content for secret in secrets), name
-    history = works(call(origin, None, "git", "log", "-p", "--all")).encode()
-    assert b"url = " in history and not any(secret in history for secret in secrets)
-
-    stored = store.names()
-    assert any("/runs/" in f"/{name}" for name in stored) and store.objects()
-    assert not any(".probe" in name for name in stored)  # what `add` wrote to see whether it can is gone
-    for name in stored:
-        content = store.read(name)
-        assert not any(secret in content for secret in secrets), name
+@on_a_server
+def test_an_interrupted_pull_leaves_nothing_wrong_and_the_next_one_completes_it(
+    store: Store, origin: Path, clone: Path
+) -> None:
+    assert dvc(origin, store, "push") == 0
+    assert store.proxy is not None
+    store.proxy.closes_at = store.proxy.passed + 1_500_000
+    assert dvc(clone, store, "pull") == 1
+    store.proxy.start()
+    assert has_nothing_wrong(clone)
+    assert dvc(clone, store, "pull") == 0
+    assert has_all(clone, origin)
 
 
-def test_make_remote_without_a_url_does_not_take_the_clone_itself(project: Path) -> None:
-    done = call(project, None, sys.executable, "-m", "howto.tools.remote", "add", "")
-    assert done.returncode == 1 and "make remote URL=" in done.stderr and len(done.stderr.splitlines()) == 1
-    assert not works(call(project, None, "git", "status", "--short")) and not (project / ".dvc/config.local").exists()
+def ssh_config(store: Store) -> Path:
+    return Path(store.environment["HOME"]) / ".ssh/config"
+
+
+@over_ssh
+def test_a_server_that_falls_silent_is_given_up_with_server_alive_interval(
+    store: Store, origin: Path, clone: Path
+) -> None:
+    assert dvc(origin, store, "push") == 0
+    ssh_config(store).write_text("ServerAliveInterval 1\nServerAliveCountMax 1\n", encoding="utf-8")
+    assert store.proxy is not None
+    store.proxy.drops_at = store.proxy.passed + 1_500_000
+    assert dvc(clone, store, "pull") == 1
+    ssh_config(store).unlink()
+    store.proxy.start()
+    assert has_nothing_wrong(clone)
+
+
+@over_ssh
+def test_a_host_key_that_is_not_known_is_refused_with_ssh_as_the_proxy_command(
+    store: Store, origin: Path, clone: Path
+) -> None:
+    assert dvc(origin, store, "push") == 0
+    assert store.proxy is not None
+    home, port = Path(store.environment["HOME"]), store.proxy.port
+    known_hosts, key = home / ".ssh/known_hosts", store.settings["keyfile"]
+    options = f"-o BatchMode=yes -o UserKnownHostsFile={known_hosts} -i {key} -p {port}"
+    command = f"ssh {options} -W 127.0.0.1:{store.proxy.target} 127.0.0.1"
+    ssh_config(store).write_text(f"Host checked\n  ProxyCommand {command}\n", encoding="utf-8")
+    use_remote(clone, store, f"{store.url}/{origin.parent.name}".replace(f"127.0.0.1:{port}", "checked"))
+    assert dvc(clone, store, "pull") == 1
+    assert has_nothing_wrong(clone)
+    host_key = (home.parent / "host_key.pub").read_text(encoding="utf-8")
+    known_hosts.write_text(f"[127.0.0.1]:{port} {host_key}", encoding="utf-8")
+    assert dvc(clone, store, "pull") == 0
+    assert has_all(clone, origin)
+    ssh_config(store).unlink()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,31 +18,28 @@ from tests.conftest import ROOT, run_stage
 from tests.support.hub import Hub, serve
 
 MODEL, DATA = "someone/small-chat", "someone/how-to"
-MEBI = 1 << 20
-FOREVER = 1 << 30
 STAGES = {"model": "stages.fetch_model", "data": "stages.fetch_data"}
 OUTPUTS = {"model": "models", "data": "data"}
 
 
 def weights(size: int, seed: int = 0) -> bytes:
-    """Safetensors of about `size` bytes."""
+    """Return safetensors of about `size` bytes."""
     return bytes(save({"weight": np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)}))
 
 
-def rows(count: int, word: str = "") -> bytes:
-    """JSONL."""
-    lines = [json.dumps({"instruction": f"How {word}{n}?", "response": "1. So."}) for n in range(count)]
+def rows(count: int) -> bytes:
+    """Return JSONL."""
+    lines = [json.dumps({"instruction": f"How {n}?", "response": "1. So."}) for n in range(count)]
     return "".join(line + "\n" for line in lines).encode()
 
 
 def listing(files: Mapping[str, bytes]) -> str:
-    """The sha256 of what `sha256sum` prints for several files."""
+    """Return the sha256 of what `sha256sum` prints for several files."""
     text = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 WEIGHTS = weights(1000)
-BIG = weights(12 * MEBI)  # a piece of 10 MiB, as the library writes them, and a rest
 PARTS = {
     "config.json": b'{"model_type": "llama"}',
     "tokenizer.json": b"{}",
@@ -51,7 +47,7 @@ PARTS = {
     "chat_template.jinja": b"{{ messages }}",
     "LICENSE": b"Apache-2.0",
 }
-# What is not brought: pickles, code, weights in another format, and what transformers does not load.
+# What is not fetched: pickles, code, weights in another format, and what transformers does not load.
 OTHERS = {
     "pytorch_model.bin": b"pickled",
     "training_args.pt": b"pickled",
@@ -62,13 +58,13 @@ OTHERS = {
     "README.md": b"# A model",
 }
 SHARDS = {"data/train-0.parquet": b"PAR1 zero", "data/train-1.parquet": b"PAR1 one"}
-ROWS = {"rows.jsonl": rows(9), "old [2].json": b"[]", "more/part.csv": b"instruction,response\nHow?,So.\n", **SHARDS}
+ROWS = {"rows.jsonl": rows(9), "old [2].json": b"[]", "more/part.csv.gz": b"instruction,response\n", **SHARDS}
 ABOUT = {"README.md": b"# Rows", ".gitattributes": b"", "dataset_infos.json": b"{}", "data/.hidden.jsonl": b"{}"}
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub with a model and a data set, an empty cache, and an environment that says nothing else."""
+    """Serve a model and a data set, with an empty cache, in an environment without other settings."""
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name.startswith("HF_"):
             monkeypatch.delenv(name)
@@ -81,13 +77,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv("HF_ENDPOINT", served.address)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hub-cache"))
         yield served
-
-
-@pytest.fixture
-def big(hub: Hub) -> Hub:
-    """The hub with weights so large that a part of them can be kept."""
-    hub.repositories[f"models/{MODEL}"]["model.safetensors"] = BIG
-    return hub
 
 
 class Place:
@@ -104,38 +93,34 @@ class Place:
         end = text.index("\n    prepare:\n", middle)
         model_text = f"\n    model: {model}" if model else text[start:middle]
         data_text = f"\n    data: {data}" if data else text[middle:end]
-        params = text[:start] + model_text + data_text + text[end:]
-        (self.folder / "params.yaml").write_text(params, encoding="utf-8")
+        (self.folder / "params.yaml").write_text(text[:start] + model_text + data_text + text[end:], encoding="utf-8")
 
     def fetch(self, what: str, source: str) -> subprocess.CompletedProcess[str]:
         """Run the stage that fetches the "model" or the "data"."""
         self.write(**{what: source})
         return run_stage(self.folder, STAGES[what])
 
-    def brings(self, what: str, source: str) -> str:
-        """The stage succeeds, and is quiet on stderr. Gives what it printed."""
+    def succeeds(self, what: str, source: str) -> str:
+        """Run the stage, check that it is quiet on stderr, and return what it printed."""
         done = self.fetch(what, source)
         assert done.returncode == 0 and not done.stderr, done.stderr
         return done.stdout
 
-    def fails(self, what: str, source: str, said: str) -> str:
-        """The stage ends with one line, and leaves nothing. Gives the line."""
+    def fails(self, what: str, source: str, *phrases: str) -> str:
+        """Run the stage, check that it ends with one line and leaves nothing, and return the line."""
         done = self.fetch(what, source)
-        assert done.returncode == 1 and not done.stdout
-        assert done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert done.returncode == 1 and not done.stdout, done.stderr
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+        assert all(phrase in done.stderr for phrase in phrases), done.stderr
         output = self.folder / OUTPUTS[what]
         assert not output.exists() or not list(output.iterdir())
         return done.stderr
 
     def files(self, folder: str) -> dict[str, bytes]:
-        """Names, relative to `folder`, and bytes of what lies there."""
+        """Return the files in `folder`, by their names relative to it."""
         root = self.folder / folder
         assert not any(path.is_symlink() for path in root.rglob("*"))
         return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-    def holds(self, text: str) -> bool:
-        """Whether a file here, or in the cache, holds `text`."""
-        return any(text.encode() in path.read_bytes() for path in self.folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture
@@ -146,23 +131,8 @@ def place(tmp_path: Path, small_params: str) -> Place:
 def run_by_anyone(folder: Path, stage: str) -> subprocess.CompletedProcess[str]:
     """Run a stage without root's right to read and write everything."""
     rights = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
-    return subprocess.run(
-        [*rights, sys.executable, "-m", stage],
-        check=False,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def ranges(hub: Hub) -> list[int]:
-    """From where the large weights were asked for."""
-    asked = [
-        a.range or "bytes=0-" for a in hub.asked if a.method == "GET" and re.match("cdn/.*/model.safetensors", a.path)
-    ]
-    return [int(value.removeprefix("bytes=").rstrip("-")) for value in asked]
+    command, environment = [*rights, sys.executable, "-m", stage], {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def lay(folder: Path, files: Mapping[str, bytes]) -> Path:

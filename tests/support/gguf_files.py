@@ -11,19 +11,6 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NAMES = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "input_layernorm.weight": "attn_norm.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-    "self_attn.q_proj.weight": "attn_q.weight",
-    "self_attn.k_proj.weight": "attn_k.weight",
-    "self_attn.v_proj.weight": "attn_v.weight",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.down_proj.weight": "ffn_down.weight",
-}
 CONTROL = 3  # llama.cpp's token type
 FORMATS = ("F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 
@@ -65,6 +52,7 @@ def write_gguf(
     writer.add_add_bos_token(False)
     if template:
         writer.add_chat_template(str(tokenizer.chat_template))
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     held = {}
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight":
@@ -73,7 +61,7 @@ def write_gguf(
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
         number = next((count for part, count in heads.items() if part in name), 0)
         raw, stored = _stored(_permuted(values, number) if number else values, kind)
-        writer.add_tensor(_gguf_name(name), raw, raw_dtype=stored)
+        writer.add_tensor(names.get_name(name, (".weight",)), raw, raw_dtype=stored)
         read = gguf.dequantize(raw, stored)
         held[name] = _permuted_back(read, number) if number else read
     writer.write_header_to_file()
@@ -81,13 +69,6 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return held
-
-
-def _gguf_name(name: str) -> str:
-    if name in NAMES:
-        return NAMES[name]
-    _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{NAMES[rest]}"
 
 
 def _permuted(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:

@@ -1,8 +1,7 @@
-"""A command within the process of the tests: its libraries are imported once, and not for each call."""
+"""Run a command inside the test process, so that its libraries are imported once and not for every call."""
 
 from __future__ import annotations
 
-import inspect
 import io
 import os
 import sys
@@ -16,11 +15,11 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from howto.core.errors import UserError
+from howto.core import errors
 
 
 class Done(NamedTuple):
-    """How a command ended."""
+    """The exit status of a command, and what it printed."""
 
     returncode: int
     stdout: str
@@ -28,35 +27,33 @@ class Done(NamedTuple):
 
 
 def run_here(main: Callable[[], None], folder: Path, *arguments: str, stdin: bytes = b"") -> Done:
-    """`python -m <the module of main> <arguments>` in `folder`, but for what signals do to it."""
+    """Run `python -m <the module of main> <arguments>` in `folder`. Signals are not handled."""
     out, err = io.StringIO(), io.StringIO()
     status = 0
-    with pytest.MonkeyPatch.context() as changed, _settings_kept(), redirect_stdout(out), redirect_stderr(err):
+    with pytest.MonkeyPatch.context() as changed, _keep_settings(), redirect_stdout(out), redirect_stderr(err):
         changed.chdir(folder)
         changed.setattr(sys, "argv", ["command", *arguments])
         changed.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        changed.setattr(errors, "watch_signals", lambda: None)
         try:
-            inspect.unwrap(main)()
-        except UserError as stop:
-            status = 1
-            print(f"error: {stop}", file=sys.stderr)
+            errors.reports_errors(main)()
         except SystemExit as end:
-            assert isinstance(end.code, int)
-            status = end.code
+            assert end.code is None or isinstance(end.code, int)
+            status = end.code or 0
     return Done(status, out.getvalue(), err.getvalue())
 
 
 def edit_params(folder: Path, old: str, new: str) -> None:
-    """Replace what stands once in the params.yaml of `folder`."""
+    """Replace `old`, which occurs once in the params.yaml of `folder`."""
     path = folder / "params.yaml"
     text = path.read_text(encoding="utf-8")
-    assert text.count(old) == 1, f"params.yaml no longer has {old!r} once"
+    assert text.count(old) == 1, f"params.yaml has {old!r} {text.count(old)} times"
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
 @contextmanager
-def _settings_kept() -> Iterator[None]:
-    """A stage sets up its process, and this one goes on to other tests."""
+def _keep_settings() -> Iterator[None]:
+    """Undo what a stage sets for its whole process."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     with patch.dict(os.environ), warnings.catch_warnings():
         yield

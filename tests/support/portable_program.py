@@ -128,7 +128,9 @@ def training_and_answers() -> Results:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from howto.inference.decoder import Decoder, Request
-    from howto.inference.kv_cache import Slots, use_slots
+    from howto.inference.kv_cache import KVCache, use_kv_cache
+    from howto.inference.references import mean_log_probabilities
+    from howto.modeling.distributed.process_group import ProcessGroup
     from howto.training.forward import Engine
     from howto.training.lora import trained_weights
     from howto.training.trainer import Trainer
@@ -148,15 +150,16 @@ def training_and_answers() -> Results:
     infer = PARAMS.section(Infer).model_copy(update={"max_new_tokens": 12})
     with torch.inference_mode():
         yield "logits", merged(input_ids=torch.tensor([rows[1].prompt]), use_cache=False).logits
-        yield "slots are used", use_slots(merged, rows[0].prompt)
-    requests = [Request(number, row.prompt, row.id) for number, row in enumerate(rows)]
+        yield "the KV cache is used", use_kv_cache(merged, rows[0].prompt)
+    requests = [Request(row) for row in rows]
     tokenizer = SimpleNamespace(eos_token_id=2, decode=lambda tokens, **_: str(tokens))
     for temperature in (0.0, 1.0):
         decoding = infer.model_copy(update={"temperature": temperature, "top_p": 0.9 if temperature else 1.0})
-        decoder = Decoder(merged, Slots(merged, 5, 64), tokenizer, decoding)
-        answers = sorted(decoder.answers(requests), key=lambda answer: answer.index)
-        yield f"answers at temperature {temperature}", [answer.text for answer in answers]
-        yield "log-probabilities of references", list(decoder.mean_log_probabilities(rows))
+        cache = KVCache(merged, 5, 64)
+        answers = Decoder(merged, cache, tokenizer, decoding).decode(requests)
+        yield f"answers at temperature {temperature}", sorted((one.request.row.id, one.text) for one in answers)
+        log_probabilities = mean_log_probabilities(cache, rows, 211, ProcessGroup(torch.device("cpu")))
+        yield "log-probabilities of references", log_probabilities
 
 
 def evaluation() -> Results:

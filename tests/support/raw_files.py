@@ -1,110 +1,92 @@
-"""Raw files for tests: rows, how they are written in each format and read again, and `prepare` run on them."""
+"""Raw files for tests: rows, how they are written in each format, and `prepare` run on them."""
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import csv
+import gzip
 import io
 import json
+import lzma
 import random
 import string
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
+from typing import Any, NamedTuple
 
 import pyarrow
 import pyarrow.parquet
-import pytest
 
 import stages.prepare
-from howto.data import chunks
-from howto.data.chunks import LONGEST_ROW
-from howto.data.config import Columns
-from howto.data.readers import csv as read_csv
-from howto.data.readers import json as read_json
-from howto.data.readers import parquet as read_parquet
-from howto.data.readers import read_chunks
-from howto.data.records import BadRow, Fields
+from howto.data.config import Prepare
+from howto.params import read_params
 from tests.conftest import ROOT
 
-COLUMNS = Columns(instruction="instruction", context="context", response="response", category="category")
 NAMES = ("instruction", "context", "response", "category")
+SPLITS = ("train", "validation", "test")
+PARAMS = read_params(ROOT / "params.yaml").section(Prepare)
 RAW = Path("data/raw/rows")
-GOOD = 40
 
 Raw = dict[str, Any]
-Content = bytes | Callable[[], bytes]
 
 
-def good_rows() -> list[Raw]:
-    """Rows no two of which are near to each other, with what files are quoted and escaped for."""
-    choose = random.Random(2)
-
-    def words(count: int) -> str:
-        return " ".join("".join(choose.choices(string.ascii_lowercase, k=5)) for _ in range(count))
-
-    return [
-        {
-            "instruction": f"How do I {words(6)}, \u00e0 la \U0001f600?",
-            "context": f'It says "{words(9)}",\nand [then] {{that}} \\n\\.' if number % 3 == 0 else "",
-            "response": f"1. {words(8)}.\n2. {words(8)}; 'done', \"so\".",
-            "category": "abc"[number % 3],
-        }
-        for number in range(GOOD)
-    ]
+def with_params(base: Prepare = PARAMS, **changes: Any) -> Prepare:
+    """Params with other values: `split={"test": 0.2}` changes that key of that section."""
+    values = base.model_dump()
+    for name, change in changes.items():
+        values[name] = {**values[name], **change} if isinstance(change, dict) else change
+    return Prepare.model_validate(values)
 
 
-ROWS = good_rows()
-OTHER = [{"prompt": row["instruction"], "completion": row["response"]} for row in ROWS]
-EXTRA = [{"id": 7, "tags": [["a"], []], **row, "score": 0.5, "url": None} for row in ROWS]
-WITHOUT = [{"instruction": row["instruction"], "response": row["response"]} for row in ROWS]
-NULLS = [{**row, "context": None, "category": None} for row in WITHOUT]
-
-BOM = b"\xef\xbb\xbf"
-START = b'{"instruction": "How?", "response": '
+def words(number: int, count: int) -> str:
+    """Random words, other ones for each number."""
+    choose = random.Random(number)
+    return " ".join("".join(choose.choices(string.ascii_lowercase, k=5)) for _ in range(count))
 
 
+# Rows that are not similar, with characters that formats quote or escape.
+ROWS = [
+    {
+        "instruction": f"How do I {words(number, 6)}, \u00e0 la \U0001f600?",
+        "context": f'It says "{words(-number, 9)}",\nand [then] {{that}} \\n\\.' if number % 3 == 0 else "",
+        "response": f"1. {words(100 + number, 8)}.\n2. {words(200 + number, 8)}; 'done', \"so\".",
+        "category": "abc"[number % 3],
+    }
+    for number in range(40)
+]
+
+
+# Rows that are given as bytes are written as they are.
 def as_json(row: object) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode()
+    return row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode()
 
 
 def jsonl(rows: Sequence[Raw | bytes]) -> bytes:
-    return b"".join((row if isinstance(row, bytes) else as_json(row)) + b"\n" for row in rows)
+    return b"".join(as_json(row) + b"\n" for row in rows)
 
 
 def json_list(rows: Sequence[Raw | bytes]) -> bytes:
-    return b"[\n" + b",\n".join(row if isinstance(row, bytes) else as_json(row) for row in rows) + b"\n]\n"
+    return b"[\n" + b",\n".join(map(as_json, rows)) + b"\n]\n"
 
 
-def csv_text(rows: Sequence[Raw | bytes], **form: Any) -> bytes:
-    file = io.StringIO()
-    writer = csv.DictWriter(file, NAMES, **form)
-    writer.writeheader()
-    text = file.getvalue().encode()
-    for row in rows:
-        file.seek(0)
-        file.truncate()
+def csv_text(rows: Sequence[Raw | bytes], **dialect: Any) -> bytes:
+    text = b""
+    for row in [dict(zip(NAMES, NAMES, strict=True)), *rows]:
+        file = io.StringIO()
         if not isinstance(row, bytes):
-            writer.writerow(row)
+            csv.DictWriter(file, NAMES, **dialect).writerow(row)
         text += row + b"\n" if isinstance(row, bytes) else file.getvalue().encode()
     return text
 
 
-def parquet(rows: Sequence[Raw], **form: Any) -> bytes:
-    """A text that is given as bytes is written as it is, as no writer of texts would."""
-    columns = {}
-    for name in NAMES:
-        values = [row.get(name) for row in rows]
-        raw = [value.encode() if isinstance(value, str) else value for value in values]
-        columns[name] = pyarrow.array(raw, pyarrow.binary()).view(pyarrow.string())
-    return table_file(pyarrow.table(columns), **form)
+def parquet(rows: Sequence[Raw], **options: Any) -> bytes:
+    return table_file(pyarrow.table({name: [row.get(name) for row in rows] for name in NAMES}), **options)
 
 
-def table_file(table: pyarrow.Table, **form: Any) -> bytes:
+def table_file(table: pyarrow.Table, **options: Any) -> bytes:
     file = io.BytesIO()
-    pyarrow.parquet.write_table(table, file, **form)
+    pyarrow.parquet.write_table(table, file, **options)
     return file.getvalue()
 
 
@@ -114,87 +96,38 @@ WRITERS: dict[str, Callable[[Any], bytes]] = {
     ".csv": csv_text,
     ".parquet": parquet,
 }
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: bytes(pyarrow.compress(data, codec="zstd", asbytes=True)),
+}
 
 
-def file_name(case: str) -> str:
-    """The file of a case such as "csv: empty"."""
-    return f"some.{case.partition(':')[0]}"
+class Prepared(NamedTuple):
+    """The rows of each split, those of rejected.jsonl, and metrics/data.json."""
+
+    splits: dict[str, list[Raw]]
+    rejected: list[Raw]
+    metrics: Raw
+
+    @property
+    def kept(self) -> list[Raw]:
+        return [row for split in SPLITS for row in self.splits[split]]
 
 
-def write_case(folder: Path, name: str, content: Content) -> Path:
-    """Write the file of a case; where it stands."""
-    path = folder / file_name(name)
-    path.write_bytes(content() if callable(content) else content)
-    return path
+def prepare(folder: Path, files: Mapping[str, bytes], params: Prepare = PARAMS) -> Prepared:
+    """Run the stage on these files in data/raw/, and return what it wrote."""
+    for name, content in files.items():
+        path = folder / "data/raw" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    with contextlib.chdir(folder):
+        stages.prepare.prepare(params)
+    split_of = {name: read_jsonl(folder / f"data/prepared/{name}.jsonl") for name in (*SPLITS, "rejected")}
+    rejected = split_of.pop("rejected")
+    return Prepared(split_of, rejected, json.loads((folder / "metrics/data.json").read_text(encoding="utf-8")))
 
 
-def read(path: Path, columns: Columns = COLUMNS) -> list[Fields | BadRow]:
-    return [row for chunk in read_chunks(path, columns) for row in chunk.fields(columns)]
-
-
-@contextlib.contextmanager
-def in_pieces(size: int, longest: int = LONGEST_ROW) -> Iterator[None]:
-    """Read files in pieces of so many bytes, and no longer rows."""
-    with contextlib.ExitStack() as patches:
-        for module in (chunks, read_json, read_parquet):
-            patches.enter_context(patch.object(module, "CHUNK_BYTES", size))
-        for module in (read_csv, read_json, read_parquet):
-            patches.enter_context(patch.object(module, "LONGEST_ROW", longest))
-        yield
-
-
-def texts(rows: Sequence[Fields | BadRow]) -> list[Raw]:
-    return [{name: getattr(row, name) for name in NAMES} for row in rows]
-
-
-def make_workplace(folder: Path, bad_rows: str) -> None:
-    """Put params.yaml, for a few rows, and an empty folder for raw rows there."""
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    changes = {
-        "bad_rows: stop": f"bad_rows: {bad_rows}",
-        "validation: 60 ": "validation: 0.1 ",
-        "test: 120\n": "test: 0.1\n",
-    }
-    for old, new in changes.items():
-        assert text.count(old) == 1, f"params.yaml has {old!r} {text.count(old)} times"
-        text = text.replace(old, new)
-    (folder / "params.yaml").write_text(text, encoding="utf-8")
-    (folder / RAW).mkdir(parents=True)
-
-
-def prepare(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """The stage in a folder: exit status, stderr."""
-    status = 0
-    with contextlib.chdir(folder), patch.object(sys, "argv", ["prepare"]):
-        try:
-            stages.prepare.main()
-        except SystemExit as end:
-            assert isinstance(end.code, int)
-            status = end.code
-    return status, capsys.readouterr().err
-
-
-def prepare_beside_a_good_file(
-    folder: Path, name: str, content: Content, bad_rows: str, capsys: pytest.CaptureFixture[str]
-) -> tuple[int, str, set[Path]]:
-    """The stage on the file of a case and a good one: exit status, stderr, and what it made, changed or removed."""
-    make_workplace(folder, bad_rows)
-    (folder / RAW / "good.jsonl").write_bytes(jsonl(ROWS))
-    write_case(folder / RAW, name, content)
-    before = everything(folder)
-    status, error = prepare(folder, capsys)
-    return status, error, {path for path, _ in before.items() ^ everything(folder).items()}
-
-
-def everything(folder: Path) -> dict[Path, bytes | None]:
-    """All files and folders in it, with the files' content."""
-    return {path.relative_to(folder): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-def metrics(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "metrics/data.json").read_text(encoding="utf-8"))
-    return found
-
-
-def written(folder: Path, name: str) -> list[Raw]:
-    return [json.loads(line) for line in (folder / f"data/prepared/{name}.jsonl").read_bytes().splitlines()]
+def read_jsonl(path: Path) -> list[Raw]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]

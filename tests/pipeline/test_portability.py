@@ -1,0 +1,79 @@
+"""The same bytes on every x86-64 CPU with AVX2 and FMA, whatever its vendor, cores and other instructions."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from howto.core.instruction_set import has_avx2
+from tests.conftest import ROOT
+
+EMULATOR = "qemu-x86_64"
+CPUS = ("Haswell", "EPYC")
+NO_AVX512 = "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,-AVX512CD,-EVEX"
+DIFFERENCES = {
+    "no AVX-512 in the C library": {"GLIBC_TUNABLES": NO_AVX512},
+    "other caches": {
+        "OPENBLAS_L2_SIZE": "128",
+        "GLIBC_TUNABLES": "glibc.cpu.x86_data_cache_size=16384:glibc.cpu.x86_shared_cache_size=262144",
+    },
+    "other settings in the environment": {
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "MKL_CBWR": "AVX512",
+        "NPY_DISABLE_CPU_FEATURES": "",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_CORETYPE": "SkylakeX",
+        "OPENBLAS_NUM_THREADS": "7",
+    },
+}
+pytestmark = pytest.mark.skipif(not has_avx2(), reason="this is not an x86-64 CPU with AVX2 and FMA")
+
+
+def hashes(*command: str, **variables: str) -> dict[str, str]:
+    """Return what portable_program.py prints: a hash for each result."""
+    done = subprocess.run(
+        [*command, sys.executable, "-m", "tests.support.portable_program"],
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout)
+    assert len(found) > 100
+    return found
+
+
+@pytest.fixture(scope="module")
+def native() -> dict[str, str]:
+    return hashes()
+
+
+@pytest.mark.skipif(shutil.which(EMULATOR) is None, reason="qemu-user is not installed")
+def test_emulated_cpus_of_other_vendors_and_years_compute_the_same_bytes(native: dict[str, str]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda name: hashes(EMULATOR, "-cpu", name), CPUS))
+    differing = {
+        name: [key for key, digest in native.items() if of_cpu[key] != digest]
+        for name, of_cpu in zip(CPUS, found, strict=True)
+    }
+    assert differing == {name: [] for name in CPUS}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_other_differences_between_machines_change_no_byte(native: dict[str, str], name: str) -> None:
+    assert hashes(**DIFFERENCES[name]) == native
+
+
+@pytest.mark.skipif(shutil.which("taskset") is None, reason="taskset is not installed")
+def test_the_number_of_cores_changes_no_byte(native: dict[str, str]) -> None:
+    core = min(os.sched_getaffinity(0))
+    assert hashes("taskset", "-c", str(core)) == native
