@@ -66,7 +66,9 @@ class Engine:
             torch.cuda.set_stream(stream)
         model.eval()
         self.set_checkpointing(self.checkpointing)  # before layers are compiled: it would compile them again
-        probe = probe_rows(examples, self.device)
+        # On a GPU rows of median length are computed both ways, on a CPU the two shortest.
+        by_length, start = sorted(examples, key=len), max(0, (len(examples) - GPU_PROBE_ROWS) // 2)
+        probe = by_length[:2] if self.device.type == "cpu" else by_length[start : start + GPU_PROBE_ROWS]
         with nonzero_adapter(model):
             expected = response_states(self.base, (collate([row], pad, self.device) for row in probe))
             if shared.packing:
@@ -184,13 +186,6 @@ class Engine:
             parts = torch.autograd.grad(self.loss(batch, seed=seed), weights)
             total += torch.cat([part.flatten() for part in parts])
         return total
-
-
-def probe_rows(examples: list[Example], device: torch.device) -> list[Example]:
-    """Return the rows that are computed both ways, by length: on a GPU some of median length, else the two shortest."""
-    by_length = sorted(examples, key=len)
-    start = max(0, (len(by_length) - GPU_PROBE_ROWS) // 2)
-    return by_length[:2] if device.type == "cpu" else by_length[start : start + GPU_PROBE_ROWS]
 
 
 @torch.no_grad()

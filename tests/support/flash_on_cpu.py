@@ -37,8 +37,8 @@ def _forward(
         q, k, v = (part[row].transpose(0, 1)[None] for part in (query, key, value))
         attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
         out[row] = attended[0].transpose(0, 1)
-    unused = query.new_empty(query.shape[1], len(query), dtype=torch.float32)  # in the backward pass
-    return out, unused, torch.zeros(2, dtype=torch.uint64)
+    normalizers = query.new_empty(query.shape[1], len(query), dtype=torch.float32)  # not used here
+    return out, normalizers, torch.zeros(2, dtype=torch.uint64)
 
 
 @varlen._varlen_attn_backward.register_kernel("cpu")

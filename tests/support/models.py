@@ -6,8 +6,14 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, PreTrainedModel
-from transformers import MistralForCausalLM as Mistral
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from howto.modeling.collate import Example
 from howto.params import read_params
@@ -21,23 +27,22 @@ SHARED = read_params(Path(__file__).parents[2] / "params.yaml").section(Train)
 
 def llama(vocabulary: int, *, key_value_heads: int = 4, seed: int = 0) -> PreTrainedModel:
     """Return a model built like TinyLlama; fewer heads for keys give grouped-query attention."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=vocabulary, num_key_value_heads=key_value_heads, **SETTINGS)
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
+    return _model(LlamaConfig(vocab_size=vocabulary, num_key_value_heads=key_value_heads, **SETTINGS), seed)
 
 
 def mistral(vocabulary: int, *, window: int) -> PreTrainedModel:
     """Return a model whose attention reaches `window` tokens back."""
-    torch.manual_seed(0)
-    config = MistralConfig(vocab_size=vocabulary, num_key_value_heads=2, sliding_window=window, **SETTINGS)
-    return Mistral(config).eval().requires_grad_(False)
+    return _model(MistralConfig(vocab_size=vocabulary, num_key_value_heads=2, sliding_window=window, **SETTINGS))
 
 
 def gemma2(vocabulary: int) -> PreTrainedModel:
     """Return a model whose attention caps its scores, and whose head caps its logits."""
-    torch.manual_seed(0)
-    config = Gemma2Config(vocab_size=vocabulary, num_key_value_heads=2, **SETTINGS)
-    return Gemma2ForCausalLM(config).eval().requires_grad_(False)
+    return _model(Gemma2Config(vocab_size=vocabulary, num_key_value_heads=2, **SETTINGS))
+
+
+def _model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
 
 
 def adapted(model: PreTrainedModel, *, std: float = 0.2, **lora: object) -> PeftModel:

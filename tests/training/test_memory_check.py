@@ -62,7 +62,7 @@ import tests.training.test_memory_check as t
 import psutil, torch
 torch.set_num_threads(2)
 # No two prompts begin alike: tokens of a shared prefix are held once, and predicted for each row.
-t.EXAMPLES[:] = [t.Example(str(n), [3 + n, *range(4, 503)], list(range(3, 503))) for n in range(8)]
+t.EXAMPLES[:] = [t.Example(str(n), [3 + n, *range(4, 303)], list(range(3, 303))) for n in range(8)]
 engine = t.make_engine()
 t.howto.training.memory_check.LOGIT_COPIES = 0  # so few logits fill no chunk
 predicted = t.check_memory(engine, t.EXAMPLES, t.train_profile())

@@ -17,11 +17,11 @@ from howto.modeling.collate import Example, encode
 from howto.modeling.loading import load_base, load_tokenizer
 from howto.training.checkpoints import Checkpoints
 from howto.training.forward import Engine
-from howto.training.lora import add_adapter, trained_weights
+from howto.training.lora import trained_weights
 from howto.training.lr_schedule import learning_rate_factor
 from howto.training.trainer import Curve, Trainer, epoch_order
 from tests.conftest import run_stage
-from tests.support.models import SHARED, train_profile
+from tests.support.models import SHARED, adapted, train_profile
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,9 @@ class Tiny:
     def engine(self, dtype: str = "float32", *, packing: bool = True, dropout: float = 0.05, **profile: Any) -> Engine:
         """Return an engine whose adapter changes the outputs, always the same one."""
         torch.manual_seed(0)
-        lora = SHARED.lora.model_copy(update={"dropout": dropout})
-        model = add_adapter(load_base(self.base, dtype, torch.device("cpu")), lora, self.base)
+        model = adapted(load_base(self.base, dtype, torch.device("cpu")), std=0.05, dropout=dropout)
         model.to(getattr(torch, dtype))
-        with torch.no_grad():
-            for name, weight in trained_weights(model).items():
-                if "lora_B" in name:
-                    weight.normal_(std=0.05)
+        lora = SHARED.lora.model_copy(update={"dropout": dropout})
         shared = SHARED.model_copy(update={"lora": lora, "packing": packing})
         return Engine(model, self.rows, shared, train_profile(**profile), pad=2)
 
