@@ -66,7 +66,7 @@ def decoding(check: Check) -> Figures:
                 "tokens_per_second": round(tokens / seconds),
                 "seconds": round(seconds, 2),
                 "answers": len(answers),
-                "graphs": len(cache._graphs._replays) if cache._graphs else 0,
+                "graphs": len(cache._graphs.captured) if cache._graphs else 0,
                 "peak_memory_mib": check.peak_memory(),
             }
         found[f"{name}, a step"] = one_step(check, cache)

@@ -7,11 +7,12 @@ few sizes because a capture takes longer than many steps, and a batch is full fo
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from howto.modeling.cuda_graphs import GraphCache
 
 GRAPH_ROWS = (8, 64)
 GRAPH_POSITIONS = 256
@@ -20,33 +21,22 @@ Replay = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # the same for a 
 
 
 class DecodeGraphs:
-    """The graphs of one cache. Each size is captured when it is first needed."""
+    """The graphs of one KV cache."""
 
     def __init__(self, step: Step, capacity: int, length: int) -> None:
-        """`capacity` and `length` are those of the cache."""
+        """`capacity` and `length` are those of the KV cache."""
         self._step, self._capacity, self._length = step, capacity, length
-        self._replays: dict[tuple[int, int], Replay] = {}
-        self._works = True
-        self._pool = torch.cuda.graph_pool_handle()
+        self.captured: GraphCache[Replay] = GraphCache("infer")
 
     def decode(self, tokens: torch.Tensor, positions: torch.Tensor, reach: int) -> torch.Tensor:
         """Do as `KVCache.decode`; the logits are valid until the next step."""
-        size = graph_size(len(tokens), reach, self._capacity, self._length)
-        padded = [torch.nn.functional.pad(values, (0, size[0] - len(tokens))) for values in (tokens, positions)]
-        if self._works and size not in self._replays:
-            stream = torch.cuda.current_stream()
-            try:
-                self._replays[size] = _capture(self._step, padded[0], padded[1], size[1], self._pool)
-            except RuntimeError as error:  # for example, a model that reads a number on the host
-                torch.cuda.set_stream(stream)
-                cause: BaseException = error
-                while cause.__context__ is not None:  # a failed capture raises again when it ends
-                    cause = cause.__context__
-                print(f"note: decoding without CUDA graphs, which is slower ({cause!r:.200})", file=sys.stderr)
-                self._works = False
-        if not self._works:
-            return self._step(tokens, positions, reach)
-        return self._replays[size](padded[0], padded[1])[: len(tokens)]
+        rows, padded_reach = graph_size(len(tokens), reach, self._capacity, self._length)
+        padding = (0, rows - len(tokens))
+        inputs = [torch.nn.functional.pad(values, padding) for values in (tokens, positions)]
+        replay = self.captured.get(
+            (rows, padded_reach), lambda pool: _capture(self._step, inputs[0], inputs[1], padded_reach, pool)
+        )
+        return replay(*inputs)[: len(tokens)] if replay else self._step(tokens, positions, reach)
 
 
 def graph_size(rows: int, reach: int, capacity: int, length: int) -> tuple[int, int]:

@@ -89,7 +89,7 @@ class Decoder:
         *,
         run_ahead: bool | None = None,
     ) -> None:
-        """`run_ahead` excludes the resolution of ties, and `no_repeat_ngram_size`; by default it is on where it can."""
+        """`run_ahead` excludes `no_repeat_ngram_size`, and leaves ties unresolved. None: on a GPU in bfloat16."""
         self._cache, self._tokenizer, self._decoding = cache, tokenizer, decoding
         is_precise = model.dtype in (torch.float32, torch.float64)
         if run_ahead is None:

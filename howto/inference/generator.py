@@ -146,11 +146,11 @@ def use_unmerged_adapter(adapted: PeftModel, dtype: torch.dtype, probe: list[int
     for weight in adapted.parameters():
         weight.data = weight.data.to(dtype)
     if next(adapted.parameters()).device.type == "cuda":
-        use_groups(adapted, probe)
+        use_grouped_lora(adapted, probe)
 
 
 @torch.inference_mode()
-def use_groups(adapted: PeftModel, probe: list[int]) -> bool:
+def use_grouped_lora(adapted: PeftModel, probe: list[int]) -> bool:
     """Compute adapters that read the same tensor together, if the hidden states stay the same but for rounding."""
     decoder = adapted.get_base_model().get_decoder()
     sample = {"input_ids": torch.tensor([probe], device=next(adapted.parameters()).device)}

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from howto.inference.cuda_graphs import graph_size
+from howto.inference import cuda_graphs
+from howto.inference.cuda_graphs import DecodeGraphs, graph_size
 from howto.inference.kv_cache import ATTENTION, KVCache, use_kv_cache
 from tests.support.models import gemma2, llama, mistral
 
@@ -54,18 +54,22 @@ def test_rows_that_start_end_and_move_have_their_own_logits(heads: int) -> None:
         found = cache.decode(torch.tensor([row[-1] for row in rows]), positions, int(positions.max()) + 1)
 
 
-def test_a_step_rounded_up_has_the_same_logits_and_leaves_free_slots_usable() -> None:
+def test_a_step_rounded_up_has_the_same_logits_and_leaves_free_slots_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("graph_pool_handle", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(
+        cuda_graphs, "_capture", lambda step, _t, _p, reach, _pool: lambda *inputs: step(*inputs, reach)
+    )
     plain, model = models()
     rows, cache, padded = random_rows(5), KVCache(model, 8, 40), KVCache(model, 8, 40)
     cache.prefill(rows, 0), padded.prefill(rows, 0)
+    graphs = DecodeGraphs(padded.decode_eagerly, 8, 40)
     tokens, positions = torch.tensor([3, 4, 5, 6, 7]), torch.tensor([len(row) for row in rows])
-    assert graph_size(5, int(positions.max()) + 1, 8, 40) == (8, 40)
-    found = padded.decode_eagerly(pad(tokens, (0, 3)), pad(positions, (0, 3)), 40)[:5]
-    expected = cache.decode(tokens, positions, int(positions.max()) + 1)
+    reach = int(positions.max()) + 1
+    found, expected = graphs.decode(tokens, positions, reach), cache.decode(tokens, positions, reach)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     padded.prefill([[9, 8, 7]], 5)  # in a slot that the padding has written to
-    positions = torch.tensor([*(positions + 1).tolist(), 3])
-    found = padded.decode(torch.tensor([1] * 6), positions, int(positions.max()) + 1)[5]
+    found = graphs.decode(torch.tensor([1] * 6), torch.tensor([*(positions + 1).tolist(), 3]), reach + 1)[5]
     torch.testing.assert_close(found, last_logits(plain, [9, 8, 7, 1]), rtol=1e-9, atol=1e-9)
 
 
@@ -91,7 +95,7 @@ def test_captured_steps_have_the_logits_of_eager_ones() -> None:
             found = cache.decode(tokens, positions, int(positions.max()) + 1).clone()
             expected = cache.decode_eagerly(tokens, positions, int(positions.max()) + 1)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert cache._graphs is not None and cache._graphs._works
+    assert cache._graphs is not None and cache._graphs.captured.works
 
 
 @pytest.mark.parametrize("make", [lambda: gemma2(VOCABULARY), lambda: mistral(VOCABULARY, window=4)])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from howto.inference.generator import use_groups
+from howto.inference.generator import use_grouped_lora
 from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora
 from howto.modeling.grouped_lora import GroupedLora
 from howto.training.forward import nonzero_adapter
@@ -33,7 +33,7 @@ def states(model: PeftModel) -> torch.Tensor:
 def test_hidden_states_are_pefts(lora: dict[str, Any], dtype: torch.dtype) -> None:
     expected, grouped = states(model(dtype, **lora)), model(dtype, **lora)
     use_fused_lora(grouped, 0.0)
-    assert use_groups(grouped, IDS[0].tolist())
+    assert use_grouped_lora(grouped, IDS[0].tolist())
     assert relative_error(states(grouped), expected) <= HIDDEN_STATE_TOLERANCE[dtype]
 
 
@@ -52,5 +52,5 @@ def test_changed_weights_count_after_a_refresh_and_undo_restores_the_layers() ->
 def test_adapters_of_another_kind_stay_as_they_are() -> None:
     dora = model(dora=True)
     expected = states(dora)
-    assert not use_groups(dora, IDS[0].tolist())
+    assert not use_grouped_lora(dora, IDS[0].tolist())
     assert torch.equal(states(dora), expected)
