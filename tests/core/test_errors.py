@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors import SafetensorError
 
 from howto.core.errors import UserError, reports_errors
-from tests.conftest import ROOT
+from tests.conftest import ROOT, call
+from tests.support.processes import start, wait_until
 
 
 @pytest.mark.parametrize(
@@ -85,3 +87,41 @@ def test_ctrl_c_ends_a_stage_at_once_and_leaves_no_output(tmp_path: Path, small_
         stage.kill()
     assert stage.returncode == 130 and "stopped by the keyboard" in error
     assert list((tmp_path / "models").iterdir()) == []
+
+
+STUCK = """
+import hashlib
+from howto.core.errors import reports_errors
+@reports_errors
+def main():
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2 * 10**9)  # one long call into C: Python runs no handler before it returns
+main()
+"""
+
+
+def test_a_process_inside_a_long_library_call_ends_within_seconds_of_sigterm() -> None:
+    with start(ROOT, sys.executable, "-c", STUCK) as process:
+        wait_until(lambda: psutil.Process(process.pid).cpu_times().user > 1, process)
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and "stopped by SIGTERM" in errors
+
+
+CROWDED = """
+import resource
+from howto.core.errors import reports_errors
+@reports_errors
+def main():
+    pages = int(open("/proc/self/statm").read().split()[0])
+    most = pages * resource.getpagesize() + (60 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    import torch  # noqa: F401
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_library_that_does_not_fit_into_memory_is_one_line() -> None:
+    done = call(ROOT, sys.executable, "-c", CROWDED)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: out of memory") and done.stderr.count("\n") == 1

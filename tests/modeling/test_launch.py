@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 import stages.train
 from howto.core.errors import UserError
 from howto.modeling.distributed.launch import host_count, in_process_group, launch, processes_per_host
+from howto.modeling.distributed.process_group import ProcessGroup, join_process_group
 from tests.support.in_process import run_here
 
 
@@ -46,3 +49,26 @@ def test_hosts_that_do_not_meet_are_one_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PET_RDZV_CONF", "timeout=1")
     with pytest.raises(UserError, match=r"^torchrun: cannot start stages.train at 127.0.0.1:1: .*$"):
         launch("stages.train", [], 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "address", "named"), [("3", "127.0.0.1", "WORLD_SIZE"), ("2", "127.0.1.1", "MASTER_ADDR")]
+)
+def test_a_group_that_cannot_be_joined_is_one_line(
+    size: str, address: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another size than in params.yaml, or an address that other hosts cannot reach."""
+    started = {"RANK": "0", "WORLD_SIZE": size, "LOCAL_RANK": "0", "MASTER_ADDR": address, "MASTER_PORT": "1"}
+    for name, value in {**started, "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    names = {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"}
+    before = names & os.environ.keys()
+    with pytest.raises(UserError, match=named), join_process_group(2, torch.device("cpu"), "train.processes"):
+        pass
+    assert names & os.environ.keys() == before  # else later processes would be restricted to the loopback interface
+
+
+def test_on_gpus_each_process_has_the_one_of_its_number_on_its_host() -> None:
+    group = ProcessGroup(torch.device("cuda"), 5, 8, 1, 4)
+    assert str(group.device) == "cuda:1"
+    assert str(ProcessGroup(torch.device("cpu")).device) == "cpu"

@@ -60,19 +60,15 @@ def kill_after(count: int, folder: Path, *arguments: str) -> list[psutil.Process
 def mark_first_answer(journal: Path) -> str:
     """Change the text of the first answer, to show where a later run has it from; return the id of its row."""
     first, *others = journal.read_bytes().splitlines(keepends=True)
-    marked = Prediction.model_validate_json(first).model_copy(update={"text": "from the journal"})
-    journal.write_bytes(marked.model_dump_json().encode() + b"\n" + b"".join(others))
-    return marked.id
+    answer = Prediction.model_validate_json(first).model_copy(update={"text": "from the journal"})
+    journal.write_bytes(answer.model_dump_json().encode() + b"\n" + b"".join(others))
+    return answer.id
 
 
-def marked(folder: Path) -> list[str]:
-    """The ids of the rows whose answers have the mark."""
-    return [one.id for one in read_rows(folder / PREDICTIONS, Prediction) if one.text == "from the journal"]
-
-
-def assert_the_same_but_for(row: str, folder: Path, undisturbed: Path) -> None:
+def assert_resumed(folder: Path, undisturbed: Path, row: str) -> None:
+    """Check that the answer to `row` is the marked one, and that all others are those of an undisturbed run."""
     found, expected = (read_rows(one / PREDICTIONS, Prediction) for one in (folder, undisturbed))
-    assert marked(folder) == [row]
+    assert [one.id for one in found if one.text == "from the journal"] == [row]
     assert [one for one in found if one.id != row] == [one for one in expected if one.id != row]
     assert not list((folder / "models/checkpoints").glob("*")) and not list(folder.rglob("*.part"))
 
@@ -86,7 +82,7 @@ def test_a_killed_run_resumes_with_its_own_answers_and_never_with_those_of_other
 
     edit_params(folder, "max_new_tokens: 48 ", "max_new_tokens: 4 ")
     assert run_stage(folder, *STAGE).returncode == 0
-    assert max(one.new_tokens for one in read_rows(folder / PREDICTIONS, Prediction)) == 4 and marked(folder) == []
+    assert max(one.new_tokens for one in read_rows(folder / PREDICTIONS, Prediction)) == 4  # so none is marked
     assert journal.exists()  # its run may still be resumed
     (folder / PREDICTIONS).unlink()
 
@@ -94,7 +90,7 @@ def test_a_killed_run_resumes_with_its_own_answers_and_never_with_those_of_other
     kill_after(30, folder)
     journal.write_bytes(journal.read_bytes()[:-9])  # as if it had been killed in the middle of a write
     assert run_stage(folder, *STAGE).returncode == 0
-    assert_the_same_but_for(row, folder, undisturbed)
+    assert_resumed(folder, undisturbed, row)
 
 
 def test_a_run_of_two_processes_that_is_killed_leaves_none_and_resumes_with_one(
@@ -106,4 +102,4 @@ def test_a_run_of_two_processes_that_is_killed_leaves_none_and_resumes_with_one(
     assert answers(folder) < len(read_rows(undisturbed / PREDICTIONS, Prediction))
     row = mark_first_answer(journals(folder)[1])
     assert run_stage(folder, *STAGE).returncode == 0
-    assert_the_same_but_for(row, folder, undisturbed)
+    assert_resumed(folder, undisturbed, row)

@@ -10,14 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from benchmarks.kills import digest
 from howto.modeling import loading
-from tests.conftest import ROOT, call, run, run_stage
+from tests.conftest import ROOT, run, run_stage
 from tests.support.in_process import edit_params, run_here
-from tests.support.processes import newest_checkpoint, resumed, start, start_stage, wait_until
+from tests.support.processes import newest_checkpoint, resumed, start_stage, wait_until
 
 FILES = ("models/adapter/adapter_model.safetensors", "metrics/train.json", "metrics/train_loss.csv")
 
@@ -97,45 +96,3 @@ def test_params_that_are_edited_while_a_stage_runs_are_an_error_at_its_end(
     done = run_here(importlib.import_module(f"stages.{stage}").main, workplace, *arguments)
     assert done.returncode == 1 and "params.yaml (machine.threads)" in done.stderr
     assert digest(workplace / output) == before
-
-
-STUCK = """
-import hashlib
-from howto.core.errors import reports_errors
-@reports_errors
-def main():
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 2 * 10**9)  # one long call into C: Python runs no handler before it returns
-main()
-"""
-
-
-def test_a_process_inside_a_long_library_call_ends_within_seconds_of_sigterm() -> None:
-    with start(ROOT, sys.executable, "-c", STUCK) as process:
-        wait_until(lambda: psutil.Process(process.pid).cpu_times().user > 1, process)
-        process.terminate()
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143 and "stopped by SIGTERM" in errors
-
-
-CROWDED = """
-import mmap, resource, sys
-from howto.core.errors import reports_errors
-@reports_errors
-def main():
-    pages = int(open("/proc/self/statm").read().split()[0])
-    most = pages * resource.getpagesize() + (60 << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    if sys.argv[1] == "library":
-        import torch  # noqa: F401
-    else:
-        mmap.mmap(-1, 1 << 30)
-main()
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-@pytest.mark.parametrize("what", ["library", "mapping"])
-def test_a_lack_of_memory_is_one_line(what: str) -> None:
-    done = call(ROOT, sys.executable, "-c", CROWDED, what)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: out of memory") and done.stderr.count("\n") == 1

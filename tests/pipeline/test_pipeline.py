@@ -29,14 +29,6 @@ def test_a_second_repro_runs_no_stage_and_writes_no_file_that_git_sees(clone: Pa
     assert {path.parent.name for path in clone.rglob(".gitignore")} == {".dvc", clone.name}  # none from DVC
 
 
-def test_a_comment_in_params_yaml_reruns_nothing(clone: Path) -> None:
-    path = clone / "params.yaml"
-    text = path.read_text(encoding="utf-8")
-    path.write_text("# A remark.\n" + text.replace("# int; rank of the adapter", "# another remark"), encoding="utf-8")
-    assert stages_run(run(clone, "dvc", "repro")) == []
-    path.write_text(text, encoding="utf-8")
-
-
 def test_another_rank_and_learning_rate_rerun_training_and_what_follows_and_show_in_params_and_metrics(
     clone: Path,
 ) -> None:

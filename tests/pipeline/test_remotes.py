@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from howto.tools import cli
 from tests.conftest import call, run, stages_run
+from tests.support.in_process import run_here
 from tests.support.remote_servers import STORES, Store
 
 FILES, SIZE = 12, 200_000  # of a folder that takes some time to transfer
 
 on_a_server = pytest.mark.parametrize("store", ["ssh", "s3"], indirect=True)
-over_ssh = pytest.mark.parametrize("store", ["ssh"], indirect=True)
 in_a_folder = pytest.mark.parametrize("store", ["local"], indirect=True)
 
 
@@ -49,7 +50,9 @@ def outputs(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.exists()}
 
 
-def test_a_fresh_clone_pulls_all_outputs_and_runs_no_stage(store: Store, project: Path, tmp_path: Path) -> None:
+def test_a_fresh_clone_pulls_the_models_or_everything_and_runs_no_stage(
+    store: Store, project: Path, tmp_path: Path
+) -> None:
     run(project, "dvc", "remote", "add", "-q", "-d", "store", f"{store.url}/project")
     run(project, "dvc", "remote", "modify", "store", "verify", "true")
     run(project, "git", "commit", "-qam", "A remote")
@@ -59,21 +62,15 @@ def test_a_fresh_clone_pulls_all_outputs_and_runs_no_stage(store: Store, project
             run(folder, "dvc", "remote", "modify", "--local", "store", name, value)
     assert dvc(project, store, "push") == 0
     assert outputs(clone) == {}
+
+    assert dvc(clone, store, "pull", "train", "fetch_model") == 0
+    assert outputs(clone) == {name: what for name, what in outputs(project).items() if name.startswith("models/")}
+    assert run_here(cli.main, clone, "ask", "How do I wash a kimono?").stdout.strip()
+
     assert dvc(clone, store, "pull") == 0
     assert outputs(clone) == outputs(project)
     assert stages_run(run(clone, "dvc", "repro")) == []
     assert run(clone, "git", "status", "--short") == ""
-
-
-@in_a_folder
-def test_the_adapter_and_its_base_are_pulled_alone_and_answer(store: Store, project: Path, tmp_path: Path) -> None:
-    run(tmp_path, "git", "clone", "-q", str(project), "clone")
-    for folder in (clone := tmp_path / "clone", project):
-        use_remote(folder, store, f"{store.url}/models")
-    assert dvc(project, store, "push") == 0
-    assert dvc(clone, store, "pull", "train", "fetch_model") == 0
-    assert outputs(clone) == {name: what for name, what in outputs(project).items() if name.startswith("models/")}
-    assert run(clone, "python", "-m", "howto", "ask", "How do I wash a kimono?").strip()
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +144,7 @@ def test_a_damaged_list_of_a_folders_files_is_found_by_status_after_the_pull(
 
 
 @on_a_server
-def test_an_interrupted_push_never_looks_complete_and_the_next_one_completes_it(
+def test_an_interrupted_push_or_pull_never_looks_complete_and_the_next_one_completes_it(
     store: Store, origin: Path, clone: Path
 ) -> None:
     assert store.proxy is not None
@@ -157,58 +154,36 @@ def test_an_interrupted_push_never_looks_complete_and_the_next_one_completes_it(
     arrived = store.objects(origin.parent.name)
     assert len(arrived) < FILES and not any(name.endswith(".dir") for name in arrived)
     assert dvc(clone, store, "pull") == 1 and has_nothing_wrong(clone)
-    assert dvc(origin, store, "push") == dvc(clone, store, "pull") == 0
-    assert has_all(clone, origin)
 
-
-@on_a_server
-def test_an_interrupted_pull_leaves_nothing_wrong_and_the_next_one_completes_it(
-    store: Store, origin: Path, clone: Path
-) -> None:
     assert dvc(origin, store, "push") == 0
-    assert store.proxy is not None
-    store.proxy.closes_at = store.proxy.passed + 1_500_000
-    assert dvc(clone, store, "pull") == 1
+    store.proxy.closes_at = store.proxy.passed + 1_000_000
+    assert dvc(clone, store, "pull") == 1 and has_nothing_wrong(clone)
     store.proxy.start()
-    assert has_nothing_wrong(clone)
     assert dvc(clone, store, "pull") == 0
     assert has_all(clone, origin)
 
 
-def ssh_config(store: Store) -> Path:
-    return Path(store.environment["HOME"]) / ".ssh/config"
-
-
-@over_ssh
-def test_a_server_that_falls_silent_is_given_up_with_server_alive_interval(
-    store: Store, origin: Path, clone: Path
-) -> None:
-    assert dvc(origin, store, "push") == 0
-    ssh_config(store).write_text("ServerAliveInterval 1\nServerAliveCountMax 1\n", encoding="utf-8")
-    assert store.proxy is not None
-    store.proxy.drops_at = store.proxy.passed + 1_500_000
-    assert dvc(clone, store, "pull") == 1
-    ssh_config(store).unlink()
-    store.proxy.start()
-    assert has_nothing_wrong(clone)
-
-
-@over_ssh
-def test_a_host_key_that_is_not_known_is_refused_with_ssh_as_the_proxy_command(
+@pytest.mark.parametrize("store", ["ssh"], indirect=True)
+def test_with_two_lines_of_ssh_config_an_unknown_host_key_is_refused_and_a_silent_server_is_given_up(
     store: Store, origin: Path, clone: Path
 ) -> None:
     assert dvc(origin, store, "push") == 0
     assert store.proxy is not None
-    home, port = Path(store.environment["HOME"]), store.proxy.port
-    known_hosts, key = home / ".ssh/known_hosts", store.settings["keyfile"]
+    home, port, key = Path(store.environment["HOME"]), store.proxy.port, store.settings["keyfile"]
+    known_hosts = home / ".ssh/known_hosts"
     options = f"-o BatchMode=yes -o UserKnownHostsFile={known_hosts} -i {key} -p {port}"
-    command = f"ssh {options} -W 127.0.0.1:{store.proxy.target} 127.0.0.1"
-    ssh_config(store).write_text(f"Host checked\n  ProxyCommand {command}\n", encoding="utf-8")
-    use_remote(clone, store, f"{store.url}/{origin.parent.name}".replace(f"127.0.0.1:{port}", "checked"))
+    (home / ".ssh/config").write_text(
+        f"Host howto-store\n  ProxyCommand ssh {options} -W 127.0.0.1:{store.proxy.target} 127.0.0.1\n"
+        "  ServerAliveInterval 1\n",
+        encoding="utf-8",
+    )
+    use_remote(clone, store, f"{store.url}/{origin.parent.name}".replace(f"127.0.0.1:{port}", "howto-store"))
     assert dvc(clone, store, "pull") == 1
-    assert has_nothing_wrong(clone)
+    assert list((clone / ".dvc/cache").rglob("*")) == []
     host_key = (home.parent / "host_key.pub").read_text(encoding="utf-8")
     known_hosts.write_text(f"[127.0.0.1]:{port} {host_key}", encoding="utf-8")
+    store.proxy.drops_at = store.proxy.passed + 1_000_000
+    assert dvc(clone, store, "pull") == 1 and has_nothing_wrong(clone)
+    store.proxy.start()
     assert dvc(clone, store, "pull") == 0
     assert has_all(clone, origin)
-    ssh_config(store).unlink()
