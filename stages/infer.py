@@ -45,8 +45,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.processes is not None and arguments.processes < 1:
         parser.error("--processes must be 1 or more")
+    params = read_params()
     with output_lock(PREDICTIONS / f"{arguments.stage}.jsonl"):
-        predict(read_params(), arguments.stage, arguments.processes)
+        predict(params, arguments.stage, arguments.processes)
 
 
 def predict(params: Params, model: str, processes: int | None) -> None:

@@ -34,6 +34,7 @@ REAL = ROOT.parent / "shared" / "data"
 # Files that take a minute or more. They start first, so that no process is left alone with one at the end.
 LONGEST = (
     "portability",
+    "compiled_layers",
     "worker",
     "infer_killed",
     "group",
