@@ -23,6 +23,8 @@ from howto.modeling.prompt import completion_ids, prompt_ids
 from stages.infer import answer_rows
 from tests.inference.test_sampling import decoding_params
 
+ALONE = ProcessGroup(torch.device("cpu"))
+
 
 @pytest.fixture(scope="module")
 def rows(finished: Path) -> list[Row]:
@@ -35,16 +37,14 @@ def generator(folder: Path, **decoding: Any) -> Generator:
 
 
 @pytest.mark.parametrize("batched", [True, False])
-def test_log_probabilities_of_references_are_those_of_the_models_own_forward_pass(
-    finished: Path, rows: list[Row], *, batched: bool
-) -> None:
+def test_log_probabilities_of_references_are_the_models_own(finished: Path, rows: list[Row], *, batched: bool) -> None:
     of = generator(finished)
     if not batched:
         of._model.set_attn_implementation("sdpa")
         of._cache = OneRowCache(of._model)
     plain = AutoModelForCausalLM.from_pretrained(finished / "models/base").eval()
     encoded = [of.encode(row) for row in rows]
-    found = of.reference_log_probabilities(encoded, ProcessGroup(torch.device("cpu")))
+    found = of.reference_log_probabilities(encoded, ALONE)
     for row, one in zip(rows, encoded, strict=True):
         prompt = prompt_ids(of.tokenizer, row.instruction, row.input)
         completion = completion_ids(of.tokenizer, row.instruction, row.input, row.output)
@@ -56,9 +56,7 @@ def test_log_probabilities_of_references_are_those_of_the_models_own_forward_pas
         assert found[row.id] == pytest.approx(expected / len(completion), abs=2e-5)
 
 
-def test_a_too_long_context_is_shortened_and_a_too_long_intent_gets_an_empty_answer(
-    finished: Path, rows: list[Row]
-) -> None:
+def test_a_long_context_is_shortened_and_a_long_intent_gets_an_empty_answer(finished: Path, rows: list[Row]) -> None:
     row = next(row for row in rows if row.context)
     of = generator(finished)
     intent = prompt_ids(of.tokenizer, row.instruction, row.intent)
@@ -69,7 +67,7 @@ def test_a_too_long_context_is_shortened_and_a_too_long_intent_gets_an_empty_ans
     assert encoded.prompt == [] and not encoded.is_shortened
     (answer,) = of.generate([Request(encoded)])
     assert (answer.text, answer.stop, answer.new_tokens) == ("", "too_long", 0)
-    assert of.reference_log_probabilities([encoded], ProcessGroup(torch.device("cpu"))) == {}
+    assert of.reference_log_probabilities([encoded], ALONE) == {}
 
 
 def test_references_are_scored_a_bounded_number_of_tokens_at_once() -> None:
@@ -95,18 +93,16 @@ def test_every_test_row_has_a_prediction_by_both_models_in_the_order_of_the_rows
     assert [one.text for one in found["base"]] != [one.text for one in found["adapter"]]  # the adapter is active
 
 
-def test_predictions_of_several_seeds_are_row_by_row_and_resume_from_any_log(
-    finished: Path, rows: list[Row], tmp_path: Path
-) -> None:
+def test_each_seed_has_a_prediction_and_any_log_resumes(finished: Path, rows: list[Row], tmp_path: Path) -> None:
     of, seeds = generator(finished, temperature=1.0, seeds=[10, 20]), [10, 20]
-    predictions = answer_rows(of, rows, seeds, tmp_path, ProcessGroup(torch.device("cpu")))
+    predictions = answer_rows(of, rows, seeds, tmp_path, ALONE)
     assert [(one.id, one.seed) for one in predictions] == [(row.id, seed) for row in rows for seed in seeds]
     assert sum(a.text != b.text for a, b in zip(predictions[::2], predictions[1::2], strict=True)) > 3
     log = tmp_path / "answers.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[:5]) + lines[5][:-3])  # cut by a kill
     (tmp_path / "answers-3.jsonl").write_bytes(b"".join(lines[9:12]))  # of one process of several
-    assert answer_rows(of, rows, seeds, tmp_path, ProcessGroup(torch.device("cpu"))) == predictions
+    assert answer_rows(of, rows, seeds, tmp_path, ALONE) == predictions
     assert log.read_bytes().count(b"\n") == len(lines) - 3
 
 

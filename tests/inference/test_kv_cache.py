@@ -54,7 +54,7 @@ def test_rows_that_start_end_and_move_have_their_own_logits(heads: int) -> None:
         found = cache.decode(torch.tensor([row[-1] for row in rows]), positions, int(positions.max()) + 1)
 
 
-def test_a_step_rounded_up_has_the_same_logits_and_leaves_free_slots_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_padded_step_has_the_same_logits_and_leaves_free_slots_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("graph_pool_handle", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     monkeypatch.setattr(

@@ -79,11 +79,14 @@ def test_a_run_with_other_params_never_resumes_and_its_bytes_are_the_same_on_one
 
 
 @pytest.mark.parametrize(
-    ("stage", "arguments", "output"),
-    [("train", [], "models/adapter"), ("infer", ["--stage", "base"], "data/predictions/base.jsonl")],
+    ("stage", "arguments", "output", "loader"),
+    [
+        ("train", [], "models/adapter", "howto.modeling.loading"),
+        ("infer", ["--stage", "base"], "data/predictions/base.jsonl", "howto.inference.generator"),
+    ],
 )
 def test_params_that_are_edited_while_a_stage_runs_are_an_error_at_its_end(
-    stage: str, arguments: list[str], output: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, arguments: list[str], output: str, loader: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load_base = loading.load_base
 
@@ -91,7 +94,7 @@ def test_params_that_are_edited_while_a_stage_runs_are_an_error_at_its_end(
         edit_params(workplace, "  threads: 1 ", "  threads: 2 ")
         return load_base(*arguments)
 
-    monkeypatch.setattr(loading, "load_base", load_and_edit)
+    monkeypatch.setattr(f"{loader}.load_base", load_and_edit)
     before = digest(workplace / output)
     done = run_here(importlib.import_module(f"stages.{stage}").main, workplace, *arguments)
     assert done.returncode == 1 and "params.yaml (machine.threads)" in done.stderr
