@@ -245,7 +245,7 @@ def test_of_a_given_test_only_empty_and_repeated_rows_are_rejected_and_no_other_
     text, near = "A context that is given back.", "How do I fix " + " ".join(map(word, range(20)))
     test = [raw("Sum it up.", text, text), raw(near, "Solder it."), raw(near + "?!", "Solder  it"), raw("Empty?", "")]
     test += [raw(near + "s", "Solder it.")]
-    made = prepared(plain(400), with_params(reject={"min_characters": 5}), test)
+    made = prepared(plain(400), with_params(reject={"min_characters": 12, "max_characters": 20}), test)
     assert [row["output"] for row in made.splits["test"]] == [text, "Solder it.", "Solder it."]
     assert Counter(row["reason"] for row in made.rejected) == {"empty_response": 1, "duplicate": 1}
     assert len(made.splits["train"]) + len(made.splits["validation"]) == 400
