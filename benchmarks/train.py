@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.prepare import cpu_name
 from howto.core.atomic import write_json
-from howto.core.schema import RawRow, Row, input_of, number_rows
+from howto.core.schema import Row, input_of
 from howto.modeling.config import Machine, ProfileMachine
 from howto.params import read_params
 from howto.training.config import ProfileTrain, Train
@@ -241,10 +241,10 @@ def read_instruction() -> str:
 def rows_of(path: Path, count: int, instruction: str) -> list[Row]:
     """Return rows in Dolly's columns from a file, or from the files of a folder in turn."""
     files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
-    turns = zip(*(number_rows(file, RawRow) for file in files), strict=False)
+    turns = zip(*(file.read_text(encoding="utf-8").splitlines() for file in files), strict=False)
     rows: list[Row] = []
-    for _, raw in islice((row for turn in turns for row in turn), count):
-        text, context = str(raw.instruction), raw.context or ""
+    for raw in map(json.loads, islice((line for turn in turns for line in turn), count)):
+        text, context = raw["instruction"], raw.get("context") or ""
         rows.append(
             Row(
                 id=str(len(rows)),
@@ -252,7 +252,7 @@ def rows_of(path: Path, count: int, instruction: str) -> list[Row]:
                 instruction=instruction,
                 input=input_of(text, context),
                 context=context,
-                output=raw.response or "",
+                output=raw["response"] or "",
             )
         )
     return rows

@@ -8,10 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
@@ -127,14 +126,6 @@ def run_stage(folder: Path, *arguments: str, stdin: str | None = None) -> subpro
         text=True,
         timeout=300,
     )
-
-
-def wait_for_checkpoint(folder: Path, process: subprocess.Popen[Any]) -> None:
-    """Wait until `process`, a training in `folder`, has saved a checkpoint."""
-    until = time.monotonic() + 120
-    while not list(folder.glob("models/checkpoints/*/[0-9]*")):
-        assert process.poll() is None and time.monotonic() < until, "no checkpoint was saved"
-        time.sleep(0.02)
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

@@ -28,10 +28,10 @@ def sha256_of_all(folder: Path, names: Sequence[str]) -> str:
 
 
 def check_sha256(folder: Path, names: Sequence[str], expected: str | None, label: str) -> str:
-    """Return the sha256 of the files after checking that it is `expected`, unless that is None.
+    """Return the sha256 of the files. If there is an `expected` one, compare the two first.
 
     Raises:
-        UserError: the sha256 differs. The message calls the files `label`.
+        UserError: they differ. The message calls the files `label`.
     """
     digest = sha256_of_all(folder, names)
     if expected and digest != expected:

@@ -17,15 +17,6 @@ class _Row(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-class RawRow(_Row):
-    """A row of Databricks Dolly. Other columns are ignored."""
-
-    instruction: str | None
-    context: str | None = ""
-    response: str | None
-    category: str | None = ""
-
-
 class Row(_Row):
     """A row in Alpaca's format.
 

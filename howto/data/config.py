@@ -14,7 +14,7 @@ def _part(value: object) -> object:
     is_number_of_rows = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if is_number_of_rows or (isinstance(value, float) and 0 <= value < 1):
         return value
-    raise ValueError(f"a share (0.0 to below 1.0) or a number of rows (0, 1, ...) is wanted, not {value!r:.40}")
+    raise ValueError(f"expected a share (0.0 to below 1.0) or a number of rows (0, 1, ...), got {value!r:.40}")
 
 
 Part = Annotated[float | int, PlainValidator(_part)]

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from howto.core.errors import UserError
 
-ROW_FILES = (".jsonl", ".json", ".csv", ".parquet")
-ROW_FILE = re.compile(r"\.((jsonl|json|csv)(\.(gz|bz2|xz|zst))?|parquet)$", re.IGNORECASE)
-EXPECTED = f"{', '.join(ROW_FILES)} (all but the last also as .gz, .bz2, .xz or .zst)"
+ROW_FILE = re.compile(r"\.(jsonl?(\.(gz|bz2|xz|zst))?|csv(\.(gz|bz2|xz))?|parquet)$", re.IGNORECASE)
+EXPECTED = ".jsonl, .json, .csv, .parquet (JSON also as .gz, .bz2, .xz or .zst, CSV as .gz, .bz2 or .xz)"
 # Hidden files, documents, and the JSON that Hugging Face's own tools write beside the rows.
 NO_ROWS = (".*", "README*", "LICENSE*", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 

@@ -253,7 +253,7 @@ def check_output(output: Path) -> None:
     """Raise a UserError if no file can be written there, before there is work that would be lost."""
     parent = next(folder for folder in output.absolute().parents if folder.exists())
     if not parent.is_dir() or (output.exists() and not output.is_file()):
-        raise UserError(f"{output}: no file can be there; name another one")
+        raise UserError(f"{output}: a file cannot be written there. Choose another one.")
 
 
 def _print_errors(errors: list[str]) -> None:

@@ -42,7 +42,7 @@ def ask(  # noqa: PLR0917  # options of a command line, each given by name
     base: Annotated[bool, typer.Option("--base", help="Ask the base model instead of the fine-tuned one.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Let both models answer, side by side.")] = False,
 ) -> None:
-    """Let the fine-tuned model answer an intent, a file of intents, or a prompt in the terminal."""
+    """Answer an intent, a file of intents, or a prompt."""
     wrong = [
         (intent is not None and input is not None, "give an intent or --input, not both"),
         (output is not None and input is None, "--output goes with --input"),
@@ -72,7 +72,7 @@ def compare(
         Path | None, typer.Option(metavar="FILE", help="Write the comparison of two versions as JSON.")
     ] = None,
 ) -> None:
-    """Compare the base model with the fine-tuned one, or the fine-tuned models of two versions."""
+    """Compare base and fine-tuned model, or two versions of it."""
     if old is None and json is not None:
         raise typer.BadParameter("--json needs a revision")
 
@@ -104,7 +104,7 @@ def export(
     output: Annotated[Path, typer.Option(metavar="FOLDER")] = Path("models/exported"),
     adapter: Annotated[Path | None, typer.Option(metavar="FOLDER", help="[default: models/adapter]")] = None,
 ) -> None:
-    """Merge the adapter into the base: a Hugging Face folder that needs neither this project nor PEFT."""
+    """Merge the adapter into the base, as a Hugging Face folder."""
     from howto.tools.export import export as write
 
     write(output, adapter)
@@ -124,7 +124,7 @@ def doctor() -> None:
 def verify(
     here: Annotated[bool, typer.Option("--here", help="Use this environment instead of a fresh one.")] = False,
 ) -> None:
-    """Run HEAD again in a fresh clone, and compare every output byte for byte."""
+    """Run HEAD again in a fresh clone, and compare every byte."""
     from howto.tools.verify import verify as run_again
 
     run_again(here=here)
@@ -133,7 +133,7 @@ def verify(
 @app.command()
 @reports_errors
 def recover() -> None:
-    """Repair what a killed DVC left behind, so that the next `dvc repro` completes."""
+    """Repair what a killed DVC left behind."""
     from howto.tools.recover import recover as repair
 
     repair()

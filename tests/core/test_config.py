@@ -79,11 +79,15 @@ MISTAKES = {
     "unknown profile": ("profile: smollm2", "profile: gpt5", "profile: no profile 'gpt5'. Choose one of"),
     "no profile": ("profile: smollm2", "#", "profile: missing key"),
     "shares that leave no row": ("    test: 0.1 ", "    test: 0.95 ", "prepare.split: the shares of train, validation"),
-    "a share of more than all": ("    test: 0.1 ", "    test: 1.5 ", "prepare.split.test: a share (0.0 to below 1.0)"),
+    "a share of more than all": (
+        "    test: 0.1 ",
+        "    test: 1.5 ",
+        "prepare.split.test: expected a share",
+    ),
     "a share that is no number": (
         "    train: rest ",
         "    train: all ",
-        "prepare.split.train: a share (0.0 to",
+        "prepare.split.train: expected a share",
     ),
     "bounds that leave nothing": (
         "min_characters: null        # int or null; of a response\n    max_characters: null",

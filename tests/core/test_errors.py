@@ -120,7 +120,7 @@ main()
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc and address-space limit")
 def test_a_library_that_does_not_fit_into_memory_is_one_line() -> None:
     done = call(ROOT, sys.executable, "-c", CROWDED)
     assert (done.returncode, done.stdout) == (1, "")

@@ -146,8 +146,8 @@ def test_further_references_are_cleaned_and_written_only_for_rows_that_have_some
 # --- The split --------------------------------------------------------------------------------------------
 
 TINY = with_params(split={"validation": 0.3, "test": 0.3})
-KETTLE = "How do I mend {} kettle with a leak{}"
-LIKE_EACH_OTHER = ["Mend it", "mend it!", KETTLE.format("a", "?"), KETTLE.format("a", ""), KETTLE.format("the", "?")]
+KETTLE = "How do I seal {} kettle with a leak{}"
+LIKE_EACH_OTHER = ["Seal it", "seal it!", KETTLE.format("a", "?"), KETTLE.format("a", ""), KETTLE.format("the", "?")]
 INTENTS = st.sampled_from([*LIKE_EACH_OTHER, "Why?", "What is this?", "Sum it up.", "Where?", "Who is it?", "\u00e9?"])
 CONTEXTS = st.sampled_from(["", "", "A text.", "a text", "Another, of some length.", "A third one.\n\nWith a part."])
 RESPONSES = st.sampled_from(["1. One.\n2. Two.", "Yes.", "yes", "No.", "A longer answer to this.[3]", "So it is."])

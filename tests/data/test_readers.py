@@ -21,7 +21,7 @@ from howto.data import readers
 from howto.data.config import Columns
 from howto.data.raw_rows import LONGEST_ROW, BadRow, RawTexts, parse_row
 from howto.data.readers import READERS, read_chunks
-from howto.sources.files import ROW_FILES
+from howto.sources.files import is_row_file
 from tests.conftest import ROOT
 from tests.support.raw_files import (
     COMPRESS,
@@ -126,8 +126,10 @@ def test_a_column_may_hold_lists_of_further_references(suffix: str, tmp_path: Pa
     assert [row.references for _, row in found if isinstance(row, RawTexts)] == [("c", "d"), ()]
 
 
-def test_every_file_that_is_fetched_can_be_read() -> None:
-    assert set(ROW_FILES) <= set(READERS)
+@pytest.mark.parametrize("compression", ["", ".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet", ".tsv", ".txt"])
+def test_fetch_data_takes_the_formats_that_prepare_reads(ending: str, compression: str) -> None:
+    assert is_row_file(f"rows{ending}{compression}") == (f"{ending}{compression}" in READERS)
 
 
 def test_reading_csv_and_parquet_uses_no_network_no_home_and_no_torch(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_files_that_are_not_read_are_named(place: Place) -> None:
     assert many.startswith("7 files") and "4.png" in many and "6.png" not in many
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json.gz", "rows.csv.zst", "rows.parquet", "ROWS.CSV"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json.gz", "rows.csv.xz", "rows.parquet", "ROWS.CSV"])
 def test_a_single_file_of_each_format_is_taken(tmp_path: Path, name: str) -> None:
     path = lay(tmp_path, {name: b"x"}) / name
     assert local_files(path, None, "data.source") == {name: path}

@@ -1,6 +1,6 @@
 """Print the hash of what each operation of the pipeline computes, two training steps and a few answers, as JSON.
 
-test_instruction_set.py runs it on this CPU and on emulated ones. Sizes are odd, so that each kernel's ends are used.
+test_portability.py runs it on this CPU and on emulated ones. Sizes are odd, so that each kernel's ends are used.
 """
 
 from __future__ import annotations
