@@ -34,10 +34,8 @@ def reject_duplicates(store: RowStore, params: Duplicates) -> None:
         candidates = np.flatnonzero(store.used & index.has_candidates).tolist()
         for row in tqdm(candidates, desc="near-duplicates", unit="row", disable=None):
             other = None if given_test[row] else index.find(row)
-            if other is None:
-                index.add(
-                    row
-                )  # a duplicate is not added, or a chain of rows, each near to the next, would shrink to one
-            else:
+            if other is not None:
                 found[row] = other
+            else:  # only rows that are kept: a chain of rows, each near to the next, must not shrink to its first
+                index.add(row)
         reject("near_duplicate", "is near to", found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -43,7 +44,7 @@ class RowStore:
             self._paths.append(chunk.path)
         file = np.full(len(chunk.categories), self._paths.index(chunk.path), dtype=np.uint32)
         self._parts.append({"file": file, **chunk.arrays})
-        self.categories += chunk.categories
+        self.categories += map(sys.intern, chunk.categories)  # equal names share one string
 
     def finish(self) -> None:
         """Make the rows readable, once all are added."""

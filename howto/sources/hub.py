@@ -112,7 +112,8 @@ def _plain_errors(where: str) -> Iterator[None]:
     """Turn the library's errors into one line each, and its warnings off."""
     logging.set_verbosity(logging.CRITICAL)
     constants.HF_HUB_DISABLE_TELEMETRY = True
-    get_session().event_hooks["request"].append(_limit_waiting)
+    if _limit_waiting not in (hooks := get_session().event_hooks["request"]):
+        hooks.append(_limit_waiting)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -61,7 +61,9 @@ def write_split(repository: Repository, rows: Data, key: str, path: Path) -> str
             _link(repository, [Path(file).relative_to(folder).as_posix() for file in files[split]], folder)
             with path.open("w", encoding="utf-8", newline="\n") as file:
                 for row in builder.as_streaming_dataset(split):
-                    file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                    # A date, bytes and the like become an object, which `prepare` rejects as no text.
+                    line = json.dumps(row, ensure_ascii=False, default=lambda value: {type(value).__name__: str(value)})
+                    file.write(f"{line}\n")
         except (datasets.exceptions.DatasetsError, ValueError, FileNotFoundError, ImportError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
