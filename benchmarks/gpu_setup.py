@@ -93,7 +93,7 @@ class Check:
         from howto.modeling.collate import encode
 
         rows = rows_of(self.arguments.rows, count, INSTRUCTION)
-        return encode(self.tokenizer, rows, self.shared.max_length, shorten=True).examples
+        return encode(self.tokenizer, rows, self.shared.max_length, shorten=True)
 
     def full_examples(self, count: int) -> list[Example]:
         """Rows of exactly the maximal length, half of it an answer, made of real rows' tokens."""

@@ -90,8 +90,7 @@ def measure(
 
     rows = rows_of(arguments.rows, 16 * STEPS * profile.batch_size, "Write steps.")
     tokenizer = load_tokenizer(base)
-    encoded = encode(tokenizer, rows, shared.max_length, shorten=False)
-    examples = encoded.examples[: STEPS * profile.batch_size]
+    examples = encode(tokenizer, rows, shared.max_length, shorten=False)[: STEPS * profile.batch_size]
     start = time.perf_counter()
     model = add_adapter(load_base(base, arguments.precision, device), shared.lora, base)
     engine = Engine(model, examples, shared, profile, tokenizer.eos_token_id)

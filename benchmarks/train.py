@@ -194,7 +194,7 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
     shared = shared.model_copy(update={"warmup_ratio": 0.0})
     rows = rows_of(arguments.data, arguments.rows, read_instruction())
     tokenizer = load_tokenizer(arguments.model)
-    examples = encode(tokenizer, rows, shared.max_length, shorten=True).examples
+    examples = encode(tokenizer, rows, shared.max_length, shorten=True)
     model = adapted_model(arguments, shared, device, getattr(torch, precision))
     parameters = sum(
         w.numel() for n, w in model.named_parameters() if w.ndim == 2 and "lora" not in n and "embed" not in n

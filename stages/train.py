@@ -30,7 +30,7 @@ from howto.training.config import INITS_THAT_CHANGE_THE_BASE, ProfileTrain, Trai
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from howto.modeling.collate import Encoded
+    from howto.modeling.collate import Example
     from howto.modeling.distributed.process_group import ProcessGroup
     from howto.training.trainer import Curve
 
@@ -88,7 +88,7 @@ def train(params: Params, group: ProcessGroup) -> None:
     fingerprint = Fingerprint([TRAIN, VALIDATION, BASE], params, [Train, ProfileTrain, Machine, ProfileMachine], CODE)
     group.check_same(fingerprint.parts(**versions(group.device)))
     tokenizer = load_tokenizer(BASE)
-    train_set, validation_set = read_examples(tokenizer, shared)
+    train_set, validation_set, left_out = read_examples(tokenizer, shared)
 
     torch.manual_seed(shared.seed)  # before the adapter is initialised
     precision = params.section(ProfileMachine).precision
@@ -104,9 +104,9 @@ def train(params: Params, group: ProcessGroup) -> None:
     if profile.fsdp:
         shard_base(model, group)
 
-    engine = Engine(model, train_set.examples, shared, profile, tokenizer.eos_token_id)
-    check_memory(engine, train_set.examples, profile, group.processes_on_host)
-    trainer = Trainer(engine, train_set.examples, validation_set.examples, shared, profile, group=group)
+    engine = Engine(model, train_set, shared, profile, tokenizer.eos_token_id)
+    check_memory(engine, train_set, profile, group.processes_on_host)
+    trainer = Trainer(engine, train_set, validation_set, shared, profile, group=group)
     start = time.monotonic()
     curve = trainer.run(checkpoints, write_curve if checkpoints else None)
     seconds = time.monotonic() - start
@@ -116,13 +116,19 @@ def train(params: Params, group: ProcessGroup) -> None:
             save_adapter(model, folder, initial)
             write_json(folder / BASE_HASH_FILE, {"weights_sha256": weights_sha256(BASE)})
             fingerprint.check()
-        write_json(TRAINING, summary(curve, train_set, validation_set, trainer.trainable))
-        report(curve, train_set, seconds, peak_bytes(group.device))
+        response_tokens = sum(len(example.completion) for example in train_set)
+        rows = {
+            "used": len(train_set),
+            "shortened": sum(example.is_shortened for example in [*train_set, *validation_set]),
+            "too_long": left_out,
+        }
+        write_json(TRAINING, summary(curve, rows, response_tokens, trainer.trainable))
+        report(curve, rows, seconds, peak_bytes(group.device))
         checkpoints.remove()
 
 
-def read_examples(tokenizer: PreTrainedTokenizerBase, shared: Train) -> tuple[Encoded, Encoded]:
-    """Return the training and the validation rows as tokens.
+def read_examples(tokenizer: PreTrainedTokenizerBase, shared: Train) -> tuple[list[Example], list[Example], int]:
+    """Return the training and the validation rows as tokens, and how many rows were left out as too long.
 
     Raise UserError if a file is missing or damaged, or no training row is short enough.
     """
@@ -131,9 +137,9 @@ def read_examples(tokenizer: PreTrainedTokenizerBase, shared: Train) -> tuple[En
     rows = [read_rows(TRAIN, Row), read_rows(VALIDATION, Row, empty=True)]
     shorten = shared.too_long == "shorten"
     train_set, validation_set = (encode(tokenizer, part, shared.max_length, shorten=shorten) for part in rows)
-    if not train_set.examples:
+    if not train_set:
         raise UserError(f"{TRAIN}: no row fits into train.max_length: {shared.max_length}. Raise it in params.yaml.")
-    return train_set, validation_set
+    return train_set, validation_set, sum(map(len, rows)) - len(train_set) - len(validation_set)
 
 
 def write_curve(curve: Curve) -> None:
@@ -146,16 +152,12 @@ def write_curve(curve: Curve) -> None:
             csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
-def summary(curve: Curve, train_set: Encoded, validation_set: Encoded, trainable: int) -> dict[str, Any]:
+def summary(curve: Curve, rows: dict[str, int], response_tokens: int, trainable: int) -> dict[str, Any]:
     """Return the contents of metrics/train.json, which are the same in every run."""
     return {
-        "rows": {
-            "used": len(train_set.examples),
-            "shortened": len(train_set.shortened) + len(validation_set.shortened),
-            "too_long": len(train_set.too_long) + len(validation_set.too_long),
-        },
+        "rows": rows,
         "tokens": curve.tokens,
-        "response_tokens": sum(len(example.completion) for example in train_set.examples),
+        "response_tokens": response_tokens,
         "trainable_parameters": trainable,
         "steps": len(curve.train),
         "kept_step": curve.kept_step,
@@ -165,15 +167,15 @@ def summary(curve: Curve, train_set: Encoded, validation_set: Encoded, trainable
     }
 
 
-def report(curve: Curve, train_set: Encoded, seconds: float, peak_bytes: int) -> None:
+def report(curve: Curve, rows: dict[str, int], seconds: float, peak_bytes: int) -> None:
     """Print how it went, and write speed and peak memory, of a resumed run since it resumed."""
     tokens, peak = curve.tokens - curve.resumed_tokens, round(peak_bytes / 2**20)
     speed = {"seconds": round(seconds, 1), "tokens": tokens, "tokens_per_second": round(tokens / seconds)}
     write_json(METRICS / "train_speed.json", {**speed, "peak_memory_mib": peak})
     resumed = f"resumed from step {curve.resumed_at}; " if curve.resumed_at else ""
     print(
-        f"train: {len(curve.train)} steps on {len(train_set.examples)} rows ({len(train_set.shortened)} shortened, "
-        f"{len(train_set.too_long)} too long and left out); validation loss {curve.kept_loss} -> {ADAPTER}\n"
+        f"train: {len(curve.train)} steps on {rows['used']} rows ({rows['shortened']} shortened, {rows['too_long']} "
+        f"too long and left out); validation loss {curve.kept_loss} -> {ADAPTER}\n"
         f"       {resumed}{curve.tokens:,} tokens, {curve.train[-1][1]:g} epochs, kept after {curve.kept_epoch:g}, "
         f"{speed['tokens_per_second']:,} tokens/s, peak memory {peak:,} MiB"
     )

@@ -136,7 +136,7 @@ def train_adapter(trial: Trial, precision: str, folder: Path, device: torch.devi
     tokenizer = load_tokenizer(BASE)
     rows = sorted(read_rows(PREPARED / "train.jsonl", Row), key=lambda row: row.id)[: trial.rows]
     train, validation = (
-        encode(tokenizer, part, shared.max_length, shorten=True).examples
+        encode(tokenizer, part, shared.max_length, shorten=True)
         for part in (rows, read_rows(PREPARED / "validation.jsonl", Row))
     )
     torch.manual_seed(shared.seed)

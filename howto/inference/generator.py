@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,27 +19,17 @@ from howto.inference.config import Infer
 from howto.inference.decoder import Answer, Decoder, OnToken, Request
 from howto.inference.kv_cache import KVCache, OneRowCache, use_kv_cache
 from howto.inference.references import mean_log_probabilities
-from howto.modeling.collate import Example
+from howto.modeling.collate import Example, encode_row
 from howto.modeling.distributed.process_group import ProcessGroup
 from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora, use_fused_norms
 from howto.modeling.grouped_lora import GroupedLora
 from howto.modeling.loading import load_adapter, load_base, load_tokenizer
-from howto.modeling.prompt import completion_ids, prompt_ids, shorten_input
+from howto.modeling.prompt import prompt_ids
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 PROBE_PROMPT = ("Write instructions.", "How do I tie a knot?")  # to check a model's fast paths with
-
-
-@dataclass(frozen=True)
-class EncodedRow(Example):
-    """A row as token ids: its prompt, and its reference as the completion.
-
-    If the prompt was too long, the context lost words from its end. If the intent alone is too long, the prompt is [].
-    """
-
-    is_shortened: bool = False
 
 
 class Generator:
@@ -84,17 +73,11 @@ class Generator:
         self._cache = KVCache(self._model, 0, 0) if self._is_batched else OneRowCache(self._model)
         self._decoder: Decoder | None = None
 
-    def encode(self, row: Row) -> EncodedRow:
-        """Return a row as token ids, with a prompt of at most `longest_prompt` tokens."""
-        text: str | None = row.input
-        prompt = prompt_ids(self.tokenizer, row.instruction, row.input)
-        if is_long := len(prompt) > self.longest_prompt:
-            text = shorten_input(self.tokenizer, row, self.longest_prompt)
-            prompt = [] if text is None else prompt_ids(self.tokenizer, row.instruction, text)
-        reference = completion_ids(self.tokenizer, row.instruction, text or row.intent, row.output)
-        return EncodedRow(row.id, prompt, reference, is_shortened=is_long and text is not None)
+    def encode(self, row: Row) -> Example:
+        """Return a row as token ids, with a prompt of at most `longest_prompt` tokens; its reference is the response."""
+        return encode_row(self.tokenizer, row, max_prompt=self.longest_prompt)
 
-    def reference_log_probabilities(self, rows: Sequence[EncodedRow], group: ProcessGroup) -> dict[str, float]:
+    def reference_log_probabilities(self, rows: Sequence[Example], group: ProcessGroup) -> dict[str, float]:
         """Return, by row id, the mean log-probability of the references, in nats, end of sequence included.
 
         A row is left out if prompt and reference together are too long for the model. The processes of the group share

@@ -19,23 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Example:
-    """A row as token ids: the prompt, and the response with its end-of-sequence token."""
+    """A row as token ids: the prompt, and the response with its end-of-sequence token.
+
+    The prompt is [] if the row is too long without any context.
+    """
 
     id: str
     prompt: list[int]
     completion: list[int]
+    is_shortened: bool = False  # the context lost words from its end
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Rows as examples, the ids of rows whose context was shortened, and of rows left out as too long."""
-
-    examples: list[Example]
-    shortened: list[str]
-    too_long: list[str]
 
 
 @dataclass(frozen=True)
@@ -62,25 +57,27 @@ class Batch:
         return {**inputs, "position_ids": self.position_ids, "row_ends": self.row_ends, "longest_row": self.longest_row}
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, rows: list[Row], max_length: int, *, shorten: bool) -> Encoded:
-    """Return rows as examples of at most `max_length` tokens.
+def encode_row(
+    tokenizer: PreTrainedTokenizerBase, row: Row, *, max_prompt: int | None = None, max_length: int | None = None
+) -> Example:
+    """Return a row as token ids, shortened to `max_prompt` or, with its response, to `max_length` tokens."""
+    completion = completion_ids(tokenizer, row.instruction, row.input, row.output)
+    prompt = prompt_ids(tokenizer, row.instruction, row.input)
+    limit = max_length - len(completion) if max_length is not None else max_prompt
+    if limit is None or len(prompt) <= limit:
+        return Example(row.id, prompt, completion)
+    text = shorten_input(tokenizer, row, limit)
+    prompt = [] if text is None else prompt_ids(tokenizer, row.instruction, text)
+    return Example(row.id, prompt, completion, is_shortened=text is not None)
 
-    If `shorten`, a longer row loses words from the end of its context. A row that is still too long is left out: an
-    answer that is cut would teach the model to stop in the middle.
+
+def encode(tokenizer: PreTrainedTokenizerBase, rows: list[Row], max_length: int, *, shorten: bool) -> list[Example]:
+    """Return the rows of at most `max_length` tokens; with `shorten`, also those that fit with a shorter context.
+
+    The others are left out: an answer that is cut would teach the model to stop in the middle.
     """
-    encoded = Encoded([], [], [])
-    for row in rows:
-        completion = completion_ids(tokenizer, row.instruction, row.input, row.output)
-        prompt = prompt_ids(tokenizer, row.instruction, row.input)
-        if len(prompt) + len(completion) > max_length:
-            text = shorten_input(tokenizer, row, max_length - len(completion)) if shorten else None
-            if text is None:
-                encoded.too_long.append(row.id)
-                continue
-            prompt = prompt_ids(tokenizer, row.instruction, text)
-            encoded.shortened.append(row.id)
-        encoded.examples.append(Example(row.id, prompt, completion))
-    return encoded
+    examples = [encode_row(tokenizer, row, max_length=max_length) for row in rows]
+    return [example for example in examples if example.prompt and (shorten or not example.is_shortened)]
 
 
 def collate(examples: list[Example], pad: int, device: torch.device) -> Batch:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from howto.inference.decoder import Request
-    from howto.inference.generator import EncodedRow
+    from howto.modeling.collate import Example
 
 CODE = ("howto/core", "howto/inference", "howto/modeling", "howto/tools/ask.py")
 FIRST_BYTES = b'{"line": '  # of every output file
@@ -112,7 +112,7 @@ class Assistant:
         fingerprint = Fingerprint(self._folders, self._params, [Infer, ProfileInfer, Machine, ProfileMachine], CODE)
         return fingerprint.key(instruction=self._instruction, **self._versions)
 
-    def encode(self, intents: dict[int, Intent]) -> dict[int, EncodedRow]:
+    def encode(self, intents: dict[int, Intent]) -> dict[int, Example]:
         """Return the intents as rows, and print how many lost a part of their context."""
         rows = {}
         for line, intent in intents.items():

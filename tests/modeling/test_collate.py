@@ -38,14 +38,13 @@ def test_labels_of_a_pack_are_those_of_its_rows(share_prefix: bool, multiple: in
 def test_a_row_that_is_too_long_loses_context_or_is_left_out_and_keeps_its_answer(finished: Path) -> None:
     tokenizer = load_tokenizer(finished / "models/base")
     rows = read_rows(finished / "data/prepared/train.jsonl", Row)
-    full = {example.id: example for example in encode(tokenizer, rows, 100_000, shorten=False).examples}
+    full = {example.id: example for example in encode(tokenizer, rows, 100_000, shorten=False)}
     limit = sorted(map(len, full.values()))[len(rows) // 2]
     dropped, shortened = (encode(tokenizer, rows, limit, shorten=shorten) for shorten in (False, True))
-    assert not dropped.shortened and len(dropped.examples) + len(dropped.too_long) == len(rows)
-    assert shortened.shortened and len(shortened.examples) + len(shortened.too_long) == len(rows)
-    assert set(shortened.too_long) < set(dropped.too_long)
+    assert {example.id for example in dropped} == {id for id, example in full.items() if len(example) <= limit}
+    assert len(dropped) < len(shortened) < len(rows)
     with_context = {row.id for row in rows if row.context}
-    for example in shortened.examples:
+    for example in shortened:
         assert len(example) <= limit and example.completion == full[example.id].completion
-        is_cut = example.id in shortened.shortened
+        is_cut = example.is_shortened
         assert is_cut == (example.prompt != full[example.id].prompt) and (not is_cut or example.id in with_context)

@@ -25,7 +25,7 @@ def test_thirty_steps_have_the_losses_of_a_peer(finished: Path, peer: str) -> No
     shared = SHARED.model_copy(update={"lora": lora, "warmup_ratio": 0.0, "weight_decay": 0.01})
     profile = train_profile(steps=30, learning_rate=5e-3, micro_batch_size=4)
     rows = read_rows(finished / "data/prepared/train.jsonl", Row)
-    examples = encode(load_tokenizer(base), rows, 512, shorten=False).examples[:80]  # ten full batches
+    examples = encode(load_tokenizer(base), rows, 512, shorten=False)[:80]  # ten full batches
     order = [row for epoch in (1, 2, 3) for row in epoch_order(examples, shared.seed, epoch)]
 
     def model() -> PeftModel:

@@ -50,7 +50,7 @@ class Tiny:
 @pytest.fixture(scope="module")
 def tiny_run(finished: Path) -> Tiny:
     base, rows = finished / "models/base", read_rows(finished / "data/prepared/train.jsonl", Row)
-    return Tiny(base, encode(load_tokenizer(base), rows, 512, shorten=False).examples)
+    return Tiny(base, encode(load_tokenizer(base), rows, 512, shorten=False))
 
 
 def gradient(engine: Engine, rows: list[Example]) -> torch.Tensor:
