@@ -35,8 +35,7 @@ SECTIONS = (
 def read_params(path: Path = PARAMS) -> Params:
     """Read and check the whole file.
 
-    Raises:
-        UserError: the file is missing or not YAML, or a key is unknown, missing, of the wrong type or out of range.
-            The message names file, line and key.
+    Raise UserError if the file is missing or not YAML, or a key is unknown, missing, of the wrong type or out of range.
+    The message names file, line and key.
     """
     return read_sections(path, SECTIONS)

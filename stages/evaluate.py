@@ -42,8 +42,7 @@ def main() -> None:
 def evaluate(params: Params, config: Evaluate) -> None:
     """Load, score, measure and write, in the working directory.
 
-    Raises:
-        UserError: an input is missing, damaged, or from another run.
+    Raise UserError if an input is missing, damaged, or from another run.
     """
     rows, train = read_rows(TEST, Row), read_rows(TRAIN, Row)
     answers = read_predictions(PREDICTIONS, rows, TEST)

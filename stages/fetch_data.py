@@ -39,8 +39,7 @@ def main() -> None:
 def fetch(data: Data, key: str, folder: Path) -> str:
     """Copy or download the rows of one source into `folder`, and describe them. `key` names `data` in messages.
 
-    Raises:
-        UserError: the source cannot be read, has no rows, or has another sha256 than params.yaml.
+    Raise UserError if the source cannot be read, has no rows, or has another sha256 than params.yaml.
     """
     folder.mkdir()
     if is_local(data.source, data.revision or data.config or data.split, f"{key}source"):

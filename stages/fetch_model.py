@@ -39,8 +39,7 @@ def main() -> None:
 def fetch(model: Model, precision: str, folder: Path) -> str:
     """Write the model into `folder`, and describe it.
 
-    Raises:
-        UserError: the source cannot be read, is incomplete, or its weights have another sha256 than in params.yaml.
+    Raise UserError if the source cannot be read, is incomplete, or its weights have another sha256 than in params.yaml.
     """
     if model.source.startswith(PREFIX):
         path, package = package_file(model.source)

@@ -47,8 +47,7 @@ def main() -> None:
 def prepare(params: Prepare) -> None:
     """Do the stage's work in the working directory.
 
-    Raises:
-        UserError: the raw files are bad, or leave no row for a split.
+    Raise UserError if the raw files are bad, or leave no row for a split.
     """
     with atomic_folder(PREPARED) as folder, TemporaryFile(dir=folder) as lines, TemporaryFile(dir=folder) as keys:
         store = RowStore(lines, keys)

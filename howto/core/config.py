@@ -59,9 +59,8 @@ class Params:
 def read_sections(path: Path, kinds: Sequence[type[Section]]) -> Params:
     """Read and check a file that has these sections and no others.
 
-    Raises:
-        UserError: the file is missing or not YAML, or a key is unknown, missing, of the wrong type or out of range.
-            The message names file, line and key.
+    Raise UserError if the file is missing or not YAML, or a key is unknown, missing, of the wrong type or out of range.
+    The message names file, line and key.
     """
     values, lines = _parse(path)
     shared = {kind.key: kind for kind in kinds if not kind.key.startswith("profiles.")}

@@ -25,8 +25,7 @@ class LockedStage:
 def read_lock(path: Path = LOCK) -> dict[str, LockedStage]:
     """Return the stages by name, in the order of the file.
 
-    Raises:
-        UserError: the file is missing or damaged.
+    Raise UserError if the file is missing or damaged.
     """
     try:
         stages = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))["stages"]

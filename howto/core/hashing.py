@@ -30,8 +30,7 @@ def sha256_of_all(folder: Path, names: Sequence[str]) -> str:
 def check_sha256(folder: Path, names: Sequence[str], expected: str | None, label: str) -> str:
     """Return the sha256 of the files. If there is an `expected` one, compare the two first.
 
-    Raises:
-        UserError: they differ. The message calls the files `label`.
+    Raise UserError if they differ. The message calls the files `label`.
     """
     digest = sha256_of_all(folder, names)
     if expected and digest != expected:

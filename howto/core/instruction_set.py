@@ -66,8 +66,7 @@ def has_avx2() -> bool:
 def use_openblas(threads: int) -> None:
     """Let NumPy's OpenBLAS compute torch's float32 matrix products on the CPU, with so many threads.
 
-    Raises:
-        UserError: this CPU lacks AVX2 or FMA, or NumPy's OpenBLAS does not use its Haswell kernels.
+    Raise UserError if this CPU lacks AVX2 or FMA, or NumPy's OpenBLAS does not use its Haswell kernels.
     """
     if not has_avx2():
         raise UserError(

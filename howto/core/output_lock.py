@@ -21,8 +21,7 @@ PATIENCE = GRACE + 10 * POLL  # seconds; an orphan has ended by then
 def output_lock(output: Path) -> Iterator[None]:
     """Hold the lock on `output`. The kernel releases it when the process ends, even by SIGKILL.
 
-    Raises:
-        UserError: another process holds it and does not end.
+    Raise UserError if another process holds it and does not end.
     """
     # In a group only one process takes the lock: the one that started the others, or torchrun's first on this host.
     if RANK in os.environ or os.environ.get("LOCAL_RANK", "0") != "0":

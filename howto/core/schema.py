@@ -75,9 +75,8 @@ R = TypeVar("R", bound=_Row)
 def read_rows(path: Path, kind: type[R], *, empty: bool = False) -> list[R]:
     """Return all rows of a JSONL file. Blank lines are skipped.
 
-    Raises:
-        UserError: the file is missing, has no rows (unless `empty`), or a line is not a JSON object in UTF-8 with the
-            fields of `kind`. The message names file and line.
+    Raise UserError if the file is missing, has no rows (unless `empty`), or a line is not a JSON object in UTF-8 with
+    the fields of `kind`. The message names file and line.
     """
     rows = [row for _, row in number_rows(path, kind)]
     if not rows and not empty:

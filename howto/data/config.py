@@ -120,8 +120,7 @@ class ProfilePrepare(Section):
     def applied_to(self, shared: Prepare) -> Prepare:
         """Return `shared` with this profile's sizes.
 
-        Raises:
-            UserError: the sizes contradict each other.
+        Raise UserError if the sizes contradict each other.
         """
         try:
             split = Split.model_validate({**shared.split.model_dump(), **self.model_dump(exclude_none=True)})

@@ -27,8 +27,7 @@ class RawTexts(NamedTuple):
 def parse_row(line: bytes, columns: Columns) -> RawTexts:
     """Return the texts of a row that is given as a JSON object.
 
-    Raises:
-        BadRow: the line is too long, not UTF-8 or not a JSON object, a column is missing, or a value is not text.
+    Raise BadRow if the line is too long, not UTF-8 or not a JSON object, a column is missing, or a value is not text.
     """
     if len(line) > LONGEST_ROW:
         raise BadRow(f"the row is longer than {LONGEST_ROW >> 20} MiB")

@@ -39,8 +39,7 @@ class Chunk:
 def read_chunks(path: Path, columns: Columns) -> Iterator[Chunk]:
     """Yield the rows of a file in chunks of about a megabyte.
 
-    Raises:
-        UserError: the format is unknown, the file is damaged or has no rows, or (CSV, Parquet) a column is missing.
+    Raise UserError if the format is unknown, the file is damaged or has no rows, or (CSV, Parquet) a column is missing.
     """
     ending = next((ending for ending in READERS if path.name.lower().endswith(ending)), None)
     if ending is None:
@@ -125,8 +124,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[bytes]:
 def _present(path: Path, names: list[str], columns: Columns) -> list[str]:
     """Return the columns to read of a file that has the columns `names`.
 
-    Raises:
-        UserError: one is missing or is there twice.
+    Raise UserError if one is missing or is there twice.
     """
     for key in ("instruction", "response"):
         if names.count(name := getattr(columns, key)) != 1:

@@ -55,8 +55,7 @@ class RowProcessor:
     def __call__(self, chunk: Chunk) -> ProcessedChunk:
         """Clean, check and hash the rows of a chunk.
 
-        Raises:
-            UserError: a row is bad, and params say that one stops the run.
+        Raise UserError if a row is bad, and params say that one stops the run.
         """
         counts, problem = Counter[str](), ""
         rows, numbers, rejected = list[Row](), list[int](), list[bytes]()

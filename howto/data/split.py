@@ -57,8 +57,7 @@ def deal(places: NDArray[np.float64], given_test: Mask, params: Split) -> Codes:
     share an intent; added rows can then push old ones out of test and validation, never into them. A row that no split
     takes is NONE.
 
-    Raises:
-        UserError: the numbers in `params` add up to more rows than there are.
+    Raise UserError if the numbers in `params` add up to more rows than there are.
     """
     codes = np.full(len(places), NONE, dtype=np.uint8)
     codes[given_test] = TEST

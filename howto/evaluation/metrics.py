@@ -27,8 +27,7 @@ OTHER_KINDS = [kind for kind in KINDS if kind != "rougeL"]
 def measure(rows: Sequence[Row], answers: Mapping[str, Answers], scores: Scores, config: Evaluate) -> dict[str, Any]:
     """Return what metrics/evaluation.json holds: numbers only, in nested mappings. Scores and shares are in 0..1.
 
-    Raises:
-        UserError: `embedding_model` is set and cannot be loaded.
+    Raise UserError if `embedding_model` is set and cannot be loaded.
     """
     evaluation: dict[str, Any] = {
         "rows": len(rows),
@@ -126,8 +125,7 @@ def summarize(evaluation: Mapping[str, Any], training: Path) -> dict[str, Any]:
 
     `training` is metrics/train.json. `val_loss` is left out if there were no validation rows.
 
-    Raises:
-        UserError: `training` is missing or damaged.
+    Raise UserError if `training` is missing or damaged.
     """
     try:
         trained = json.loads(training.read_text(encoding="utf-8"))

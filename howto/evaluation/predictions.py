@@ -19,9 +19,8 @@ Answers = list[list[Prediction]]  # [rows][seeds] of one model
 def read_predictions(folder: Path, rows: Sequence[Row], test: Path) -> dict[str, Answers]:
     """Return each model's answers to the rows of `test`, in the order of the rows and of the seeds.
 
-    Raises:
-        UserError: a file is missing or damaged, does not answer each row once per seed, or the seeds of the two models
-            differ. The message names lines and rows.
+    Raise UserError if a file is missing or damaged, does not answer each row once per seed, or the seeds of the two
+    models differ. The message names lines and rows.
     """
     answers = {model: read_answers(folder / f"{model}.jsonl", rows, test) for model in MODELS}
     base, adapter = ([answer.seed for answer in answers[model][0]] for model in MODELS)
@@ -54,10 +53,8 @@ def read_answers(path: Path, rows: Sequence[Row], test: Path) -> Answers:
 def check_against_lock(path: Path, lock: Path, values: dict[str, Any], params_path: Path) -> None:
     """Check that `lock` records the predictions at `path`, made with `values`: the current params, by their keys.
 
-    Nothing is checked if there is no `lock`, or if it does not have the stage yet.
-
-    Raises:
-        UserError: it records other predictions or params.
+    Nothing is checked if there is no `lock`, or if it does not have the stage yet. Raise UserError if it records other
+    predictions or params.
     """
     stage = read_lock(lock).get(f"infer@{path.stem}") if lock.exists() else None
     if stage is None:

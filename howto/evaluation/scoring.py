@@ -149,8 +149,7 @@ def similarities(model: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
 
     `model` is a folder of sentence-transformers, or a hub id.
 
-    Raises:
-        UserError: the package is not installed, or there is no such model.
+    Raise UserError if the package is not installed, or there is no such model.
     """
     key = "params.yaml: evaluate.embedding_model"
     try:

@@ -59,8 +59,7 @@ class ProfileInfer(Section):
     def decoding(self, shared: Infer) -> Infer:
         """Return `shared` with this profile's overrides.
 
-        Raises:
-            UserError: the combination is invalid.
+        Raise UserError if the combination is invalid.
         """
         overrides = self.model_dump(exclude={"batch_size"}, exclude_none=True)
         try:

@@ -47,8 +47,7 @@ class Generator:
     ) -> None:
         """Load the model; it answers up to `batch_size` rows at once.
 
-        Raises:
-            UserError: a model folder is missing or damaged, or the adapter was made for another base.
+        Raise UserError if a model folder is missing or damaged, or the adapter was made for another base.
         """
         self.tokenizer = load_tokenizer(base)
         probe = prompt_ids(self.tokenizer, *PROBE_PROMPT)
@@ -94,8 +93,7 @@ class Generator:
 
         `progress` names a progress bar, which only a terminal shows.
 
-        Raises:
-            UserError: memory ran out.
+        Raise UserError if memory ran out.
         """
         yield from (Answer(request, "", 0, "too_long") for request in requests if not request.row.prompt)
         requests = [request for request in requests if request.row.prompt]

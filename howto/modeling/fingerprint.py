@@ -42,8 +42,7 @@ class Fingerprint:
     def check(self) -> None:
         """Check that all is as it was.
 
-        Raises:
-            UserError: something changed; the message names it.
+        Raise UserError if something changed; the message names it.
         """
         before, now = self._parts, self._read(self._params.reread())
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))

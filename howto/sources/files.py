@@ -22,8 +22,7 @@ def is_local(source: str, hub_only: str | None, key: str) -> bool:
 
     `hub_only` is what params.yaml selects in a hub repository, such as a revision. `key` is that of `source`.
 
-    Raises:
-        UserError: it is neither, or a path with a revision, configuration or split.
+    Raise UserError if it is neither, or a path with a revision, configuration or split.
     """
     path = Path(source).expanduser()
     named = ROW_FILE.search(source) or path.suffix.lower() == ".gguf" or source.startswith((".", "~"))
@@ -42,8 +41,7 @@ def row_files(names: Iterable[str], pattern: str | None, source: str, key: str) 
     `names` are relative to it, with "/" on every system. `pattern` is one of them, or such as "data/train-*.parquet".
     `source` and `key` name the folder and the parameter in the message. Hidden files and metadata are left out.
 
-    Raises:
-        UserError: there is none.
+    Raise UserError if there is none.
     """
     names = sorted(names)
     found = [name for name in names if is_row_file(name) and (pattern in (None, name) or fnmatchcase(name, pattern))]
@@ -68,11 +66,9 @@ def unread_files(names: Iterable[str]) -> str:
 def local_files(source: Path, pattern: str | None, key: str) -> dict[str, Path]:
     """Return all files at `source`, a file with rows or a folder, by their names relative to it.
 
-    Hidden files are left out. `key` names the parameter in messages.
-
-    Raises:
-        UserError: nothing is there, or a file without rows, or a link that leads out of the folder or to another one.
-        PermissionError: a folder may not be listed.
+    Hidden files are left out. `key` names the parameter in messages. Raise UserError if nothing is there, or a file
+    without rows, or a link that leads out of the folder or to another one. Raise PermissionError if a folder may not be
+    listed.
     """
     if source.is_dir():
         return dict(_walk(source))

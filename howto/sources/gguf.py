@@ -30,10 +30,8 @@ def convert_gguf(path: Path, folder: Path, precision: str, name: str) -> str:
     """Write the model in the GGUF file `path` as a Hugging Face folder, and describe it.
 
     The existing `folder` gets config, weights (safetensors, of dtype `precision`: "float32" or "bfloat16"), tokenizer
-    and chat template. `name` is the file's name in messages.
-
-    Raises:
-        UserError: the file is damaged, split, or of an architecture, tokenizer or quantisation that cannot be read.
+    and chat template. `name` is the file's name in messages. Raise UserError if the file is damaged, split, or of an
+    architecture, tokenizer or quantisation that cannot be read.
     """
     if SHARD.search(path.name):
         raise UserError(f"{name}: one part of a split GGUF file. Merge the parts with `llama-gguf-split --merge`.")
@@ -55,9 +53,7 @@ def check_english(folder: Path, name: str) -> tuple[float, str]:
     """Return the perplexity of an English sentence under the model in `folder`, and a warning or "".
 
     A conversion that mixes up heads or scales still writes a valid folder, but its perplexity is in the thousands.
-
-    Raises:
-        UserError: the perplexity is not a finite number, or the tokenizer does not give the sentence back.
+    Raise UserError if the perplexity is not a finite number, or the tokenizer does not give the sentence back.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -114,10 +110,8 @@ def _text(reader: GGUFReader, key: str) -> str:
 def _read(kind: Any, path: Path, name: str, what: str, **options: Any) -> Any:
     """Let transformers read a tokenizer or a model (`kind`) from a GGUF file.
 
-    For a file that it does not understand it raises errors of any type.
-
-    Raises:
-        UserError: transformers cannot read the file.
+    For a file that it does not understand it raises errors of any type. Raise UserError if transformers cannot read the
+    file.
     """
     try:
         return kind.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True, **options)

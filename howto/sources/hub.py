@@ -58,8 +58,8 @@ class Repository:
     def fetch(self, names: Collection[str]) -> dict[str, Path]:
         """Return the paths of files in the hub's cache, by name. Those that the cache lacks are downloaded.
 
-        Raises:
-            UserError: there is no such file, it cannot be downloaded, or a large file's sha256 is not that of the hub.
+        Raise UserError if there is no such file, it cannot be downloaded, or a large file's sha256 is not that of the
+        hub.
         """
         if missing := set(names) - set(self.names):
             similar = [name for name in self.names if PurePosixPath(name).suffix == PurePosixPath(min(missing)).suffix]
@@ -80,8 +80,7 @@ class Repository:
 def open_repository(id: str, kind: str, revision: str | None) -> Repository:
     """Find the commit of a "model" or "dataset" repository, and list its files. HF_HUB_OFFLINE: from the cache.
 
-    Raises:
-        UserError: the hub cannot be reached, refuses access, or has no such repository or revision.
+    Raise UserError if the hub cannot be reached, refuses access, or has no such repository or revision.
     """
     with _plain_errors(f"{id} at revision {revision}" if revision else id):
         listed = []

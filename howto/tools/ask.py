@@ -57,8 +57,7 @@ def ask(
 ) -> None:
     """Let each of `models` ("base", "adapter") answer an intent, a file of intents, or a prompt in the terminal.
 
-    Raises:
-        UserError: a model or a file is missing or damaged, or an intent cannot be answered.
+    Raise UserError if a model or a file is missing or damaged, or an intent cannot be answered.
     """
     parsed = None if intent is None else Intent.parse({"intent": intent, "context": context})
     if input:
@@ -208,10 +207,8 @@ def print_answers(assistant: Assistant, intents: dict[int, Intent]) -> list[int]
 def answer_file(assistant: Assistant, intents: dict[int, Intent], output: Path) -> list[int]:
     """Write the answers as JSONL, in the order of the intents, and keep those that a stopped run has written.
 
-    An intent that is too long gets an empty answer, and its line is returned.
-
-    Raises:
-        UserError: the file has other content, or answers of another model, other params or other intents.
+    An intent that is too long gets an empty answer, and its line is returned. Raise UserError if the file has other
+    content, or answers of another model, other params or other intents.
     """
     from howto.inference.decoder import Request
     from howto.inference.resume_log import open_log, read_log

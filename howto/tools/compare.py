@@ -71,8 +71,7 @@ class Comparison:
 def compare_versions(old: Version, new: Version, config: Evaluate) -> Comparison:
     """Score both versions' answers with this code and these params, row by row.
 
-    Raises:
-        UserError: no row is in both.
+    Raise UserError if no row is in both.
     """
     numbers = common_rows(old.rows, new.rows)
     if not numbers:

@@ -31,8 +31,7 @@ PLAIN: dict[str, Any] = {"highlight": False, "markup": False}
 def print_last_run(shown: int) -> None:
     """Print the scores of base and fine-tuned model, and `shown` typical rows with both answers.
 
-    Raises:
-        UserError: metrics/evaluation.json or log/hasil.jsonl is missing or damaged.
+    Raise UserError if metrics/evaluation.json or log/hasil.jsonl is missing or damaged.
     """
     try:
         evaluation = json.loads(EVALUATION.read_text(encoding="utf-8"))

@@ -55,8 +55,7 @@ def doctor() -> None:
 def examine() -> list[Finding]:
     """Return the findings for the working directory. Without a valid params.yaml, the profile is not checked.
 
-    Raises:
-        UserError: this is not the project's root.
+    Raise UserError if this is not the project's root.
     """
     findings = [_packages(), _python(), _disk()]
     try:
@@ -81,8 +80,7 @@ def examine() -> list[Finding]:
 def packages_unlike_lock() -> tuple[list[str], list[str]]:
     """Return the packages of requirements.lock that are not installed, and those in another version.
 
-    Raises:
-        UserError: there is no requirements.lock.
+    Raise UserError if there is no requirements.lock.
     """
     try:
         text = REQUIREMENTS.read_text(encoding="utf-8")

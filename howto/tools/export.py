@@ -61,8 +61,7 @@ NOT_EVALUATED = "It was not evaluated."
 def export(output: Path, adapter: Path | None) -> None:
     """Write the base with `adapter` (None: models/adapter) merged into it as a Hugging Face folder.
 
-    Raises:
-        UserError: `output` has other content, or the base or the adapter is missing or damaged.
+    Raise UserError if `output` has other content, or the base or the adapter is missing or damaged.
     """
     params = read_params()
     _check_output(output)

@@ -26,8 +26,7 @@ class Intent(BaseModel):
     def parse(cls, fields: dict[str, Any] | bytes) -> Intent:
         """Return the intent from its fields, or from a JSON object.
 
-        Raises:
-            UserError: a field is missing, empty or not text.
+        Raise UserError if a field is missing, empty or not text.
         """
         try:
             return cls.model_validate_json(fields) if isinstance(fields, bytes) else cls.model_validate(fields)
@@ -42,8 +41,7 @@ def read_intents(name: str) -> tuple[dict[int, Intent], list[str]]:
     `.jsonl` has objects and `.csv` has columns, with the intent under one of NAMES, and perhaps a `context`. Any other
     file, and "-" (standard input), has an intent a line. Blank lines are skipped.
 
-    Raises:
-        UserError: the file cannot be read.
+    Raise UserError if the file cannot be read.
     """
     try:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()

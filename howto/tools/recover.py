@@ -32,8 +32,7 @@ CONFLICT = b"<<<<<<< "  # git's marker, which only a person can resolve
 def recover() -> None:
     """Repair what needs it and print one line for each repair. While DVC runs, do nothing.
 
-    Raises:
-        UserError: a file is damaged, and a stage that may be about to write it is running.
+    Raise UserError if a file is damaged, and a stage that may be about to write it is running.
     """
     from dvc.lock import LockError, make_lock
 

@@ -31,8 +31,7 @@ ONLY_IN_CACHE = ("deleted", "not in cache")  # the words of `dvc status` for out
 def verify(*, here: bool) -> None:
     """Verify HEAD. Exit with 0 if each output has its committed hash, else with 1.
 
-    Raises:
-        UserError: HEAD has no dvc.lock, or one that does not match the rest of HEAD.
+    Raise UserError if HEAD has no dvc.lock, or one that does not match the rest of HEAD.
     """
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # sent when the terminal is closed
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))

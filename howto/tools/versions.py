@@ -38,8 +38,7 @@ class Version:
 def this_folder() -> Version:
     """Return the version in the project's folder.
 
-    Raises:
-        UserError: it has no answers, or not those that its dvc.lock and params.yaml call for.
+    Raise UserError if it has no answers, or not those that its dvc.lock and params.yaml call for.
     """
     version = _read(HERE, None, Path())
     profile = version.params["profile"]
@@ -53,8 +52,7 @@ def this_folder() -> Version:
 def revision(name: str) -> Version:
     """Return the version of a commit, branch, tag or DVC experiment, from DVC's cache or else its remote.
 
-    Raises:
-        UserError: there is no such revision, it has no answers, or DVC cannot get them.
+    Raise UserError if there is no such revision, it has no answers, or DVC cannot get them.
     """
     with TemporaryDirectory() as folder, _opened(name) as files:
         commit = str(files.repo.get_rev())
@@ -123,8 +121,7 @@ def _read(name: str, commit: str | None, folder: Path) -> Version:
 def _check_that_it_ran(params: dict[str, Any], folder: Path) -> None:
     """Check in dvc.lock that the answers were made with these params.
 
-    Raises:
-        UserError: a stage ran with other params, or read a file that has been made again since.
+    Raise UserError if a stage ran with other params, or read a file that has been made again since.
     """
     stages = _stages(folder / LOCK)
     made = {path: md5 for stage in stages.values() for path, md5 in stage.outs.items()}

@@ -99,8 +99,7 @@ class _CapturedPass:
     def check(self, forward: Callable[[Inputs], torch.Tensor]) -> None:
         """Compare a replay with a pass without a graph; the gradients stay as they were.
 
-        Raises:
-            RuntimeError: they differ by more than rounding.
+        Raise RuntimeError if they differ by more than rounding.
         """
         before = [gradient.clone() for gradient in self._gradients]
         hidden = forward(self.inputs)

@@ -51,8 +51,7 @@ def write_report(path: Path, content: Content) -> None:
 def read_losses(path: Path) -> list[tuple[int, float]]:
     """Return (optimizer step, loss) from each line of metrics/train_loss.csv or validation_loss.csv.
 
-    Raises:
-        UserError: the file is missing or damaged.
+    Raise UserError if the file is missing or damaged.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
