@@ -18,14 +18,14 @@ from howto.core.config import Params
 from howto.core.errors import reports_errors
 from howto.core.output_lock import output_lock
 from howto.core.paths import DVC_METRICS, EVALUATION, LOCK, METRICS, PREDICTIONS, REPORT, RESULTS, TEST, TRAIN, TRAINING
-from howto.core.schema import Row, read_rows
+from howto.core.schema import Row, read_rows, write_rows
 from howto.evaluation.baselines import baseline_answers
 from howto.evaluation.config import Evaluate
 from howto.evaluation.metrics import measure, summarize, verdict
 from howto.evaluation.plots import group_rows, slice_table, write_plots
 from howto.evaluation.predictions import MODELS, check_against_lock, read_predictions
 from howto.evaluation.report import Content, read_losses, write_report
-from howto.evaluation.results import side_by_side, write_results
+from howto.evaluation.results import side_by_side
 from howto.evaluation.scoring import score
 from howto.params import read_params
 
@@ -70,7 +70,7 @@ def evaluate(params: Params, config: Evaluate) -> None:
         rows=results,
     )
 
-    write_results(RESULTS, results)
+    write_rows(RESULTS, results)
     write_plots(METRICS, scores, slices)
     write_report(REPORT, content)
     write_json(EVALUATION, evaluation)

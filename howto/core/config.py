@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from howto.core.errors import UserError
+from howto.core.errors import UserError, one_line
 
 S = TypeVar("S", bound=BaseModel)
 Key = tuple[str | int, ...]
@@ -98,7 +98,7 @@ def _parse(path: Path) -> tuple[dict[str, Any], CommentedMap]:
         problem = (error.problem or "not YAML").splitlines()[0]
         raise UserError(f"{path}{line}: {problem}. Correct the line.") from None
     except YAMLError as error:
-        raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: not YAML ({one_line(error)})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of keys, as in the committed file.")
     return values, lines

@@ -58,8 +58,7 @@ def reports_errors(main: Callable[P, None]) -> Callable[P, None]:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            first = str(error).splitlines()[0]
-            _end(f"out of memory ({first}); lower micro_batch_size or batch_size in params.yaml", 1)
+            _end(f"out of memory ({one_line(error)}); lower micro_batch_size or batch_size in params.yaml", 1)
         except Exception as error:  # safetensors, for one, raises errors of its own when it writes
             if os.strerror(errno.ENOSPC) not in str(error):
                 raise
@@ -71,6 +70,11 @@ def reports_errors(main: Callable[P, None]) -> Callable[P, None]:
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether Python, or torch on a CPU or a GPU, ran out of memory."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY_IN_TORCH)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of a library's error as a part of one line, or its type if it has no message."""
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
 
 def _system_error(error: OSError) -> str:

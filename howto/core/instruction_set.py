@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CPUINFO = Path("/proc/cpuinfo")
-NAMES = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU variant", "CPU revision")
-ARITHMETIC = re.compile("(sse|ssse|avx|fma|f16c|amx|asimd|sve|bf16|i8mm|fphp)")
 KERNELS = "Haswell"  # OpenBLAS's name for its AVX2 and FMA kernels
 NUMPY = {
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
@@ -60,7 +58,7 @@ def set_torch_environment() -> None:
 
 def has_avx2() -> bool:
     """Return whether this is an x86-64 CPU with AVX2 and FMA."""
-    return {"avx2", "fma"} <= set(cpu()[1].split())
+    return {"avx2", "fma"} <= set(_cpu_facts().get("flags", "").split())
 
 
 def use_openblas(threads: int) -> None:
@@ -71,7 +69,7 @@ def use_openblas(threads: int) -> None:
     if not has_avx2():
         raise UserError(
             f"params.yaml: machine.instruction_set: portable needs an x86-64 CPU with AVX2 and FMA, got "
-            f"{cpu()[0].split(',')[0]}. Set it to native; results are then specific to this CPU."
+            f"{cpu_name()}. Set it to native; results are then specific to this CPU."
         )
 
     import numpy as np
@@ -152,13 +150,15 @@ def _array(matrix: torch.Tensor) -> NDArray[np.float32]:
     return np.asarray(SimpleNamespace(__array_interface__=interface))
 
 
-def cpu() -> tuple[str, str]:
-    """Return the CPU's model and its arithmetic instruction sets, as far as the system reports them."""
+def cpu_name() -> str:
+    """Return the CPU's model, as far as the system reports it."""
+    return _cpu_facts().get("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_facts() -> dict[str, str]:
+    """Return what Linux says of the first core; nothing on other systems."""
     try:
         first = CPUINFO.read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:
-        return platform.processor() or platform.machine(), ""
-    facts = dict(re.findall(r"^(.*?)\s*: (.*)$", first, re.MULTILINE))
-    flags = (facts.get("flags") or facts.get("Features") or "").split()
-    named = ", ".join(facts[key] for key in NAMES if key in facts)
-    return named, " ".join(sorted(flag for flag in flags if ARITHMETIC.match(flag)))
+        return {}
+    return dict(re.findall(r"^(.*?)\s*: (.*)$", first, re.MULTILINE))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -102,11 +102,12 @@ def number_rows(path: Path, kind: type[R]) -> Iterator[tuple[int, R]]:
                 raise UserError(f"{path}:{number}: {_reason(error)}. Correct or remove the line.") from None
 
 
-def write_rows(path: Path, rows: Iterable[BaseModel]) -> None:
+def write_rows(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
     """Write rows atomically as JSONL."""
     with atomic_file(path) as file:
         for row in rows:
-            file.write(json.dumps(row.model_dump(exclude_defaults=True), ensure_ascii=False) + "\n")
+            fields = row if isinstance(row, dict) else row.model_dump(exclude_defaults=True)
+            file.write(json.dumps(fields, ensure_ascii=False) + "\n")
 
 
 def _reason(error: ValidationError) -> str:

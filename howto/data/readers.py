@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from howto.core.errors import UserError
+from howto.core.errors import UserError, one_line
 from howto.data.config import Columns
 from howto.data.raw_rows import LONGEST_ROW, listed
 
@@ -58,8 +58,8 @@ def read_chunks(path: Path, columns: Columns) -> Iterator[Chunk]:
     except Exception as error:  # of a library, of any kind, on a damaged file
         if isinstance(error, OSError) and error.errno is not None:  # of the machine
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: damaged, or not what its name says ({reason:.200}). Bring the file again.") from None
+        problem = f"damaged, or not what its name says ({one_line(error)})"
+        raise UserError(f"{path}: {problem}. Bring the file again.") from None
     if not found:
         raise UserError(f"{path}: expected rows, got none. Remove the file or bring its rows.")
     yield Chunk(path, first, rows)

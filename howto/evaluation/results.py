@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from howto.core.atomic import atomic_file
 from howto.core.schema import Row
 from howto.core.step_lists import is_numbered
 from howto.evaluation.predictions import Answers
@@ -34,9 +31,3 @@ def side_by_side(rows: Sequence[Row], answers: Mapping[str, Answers], scores: Sc
         }
         for number, row in enumerate(rows)
     ]
-
-
-def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write one JSON line per row, atomically."""
-    with atomic_file(path) as file:
-        file.writelines(json.dumps(result, ensure_ascii=False) + "\n" for result in results)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from howto.core.errors import UserError
+from howto.core.errors import UserError, one_line
 from howto.core.schema import Row
 from howto.core.workers import map_in_order, usable_cores
 from howto.evaluation.predictions import Answers
@@ -159,8 +159,7 @@ def similarities(model: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
     try:
         encoder = SentenceTransformer(model, device="cpu", trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{key}: {model} cannot be loaded ({first[:120]}). Name a folder or a hub id.") from None
+        raise UserError(f"{key}: {model} cannot be loaded ({one_line(error)}). Name a folder or a hub id.") from None
     texts = list({text for pair in pairs for text in pair})
     number_of = {text: number for number, text in enumerate(texts)}
     vectors = encoder.encode(texts, convert_to_tensor=True, show_progress_bar=None)

@@ -59,7 +59,6 @@ class _Sequence:
     request: Request
     tokens: list[int] = field(default_factory=list)
     chosen: int = 0  # tokens, read or not
-    starts: list[int] = field(default_factory=lambda: [0])  # see `StopStrings.cut`
     has_ended: bool = False
     followers: defaultdict[tuple[int, ...], list[int]] = field(default_factory=lambda: defaultdict(list))
 
@@ -199,7 +198,7 @@ class Decoder:
         if token == self._tokenizer.eos_token_id:
             return self._answer(sequence, "eos")
         sequence.append(token, self._decoding.no_repeat_ngram_size)
-        text = self._stop_strings.cut(sequence.tokens, sequence.starts)
+        text = self._stop_strings.cut(sequence.tokens)
         if text is not None:
             return self._answer(sequence, "stop", text)
         if len(sequence.tokens) == self._decoding.max_new_tokens:

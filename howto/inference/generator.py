@@ -73,7 +73,7 @@ class Generator:
         self._decoder: Decoder | None = None
 
     def encode(self, row: Row) -> Example:
-        """Return a row as token ids, with a prompt of at most `longest_prompt` tokens; its reference is the response."""
+        """Return a row as token ids, with a prompt of at most `longest_prompt` tokens."""
         return encode_row(self.tokenizer, row, max_prompt=self.longest_prompt)
 
     def reference_log_probabilities(self, rows: Sequence[Example], group: ProcessGroup) -> dict[str, float]:

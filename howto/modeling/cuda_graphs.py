@@ -11,6 +11,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from howto.core.errors import one_line
+
 Graph = TypeVar("Graph")
 
 
@@ -38,11 +40,8 @@ class GraphCache(Generic[Graph]):
                 self._graphs[size] = capture(self._pool)
             except RuntimeError as error:
                 torch.cuda.set_stream(stream)
-                cause = first_cause(error)
-                reason = (str(cause).strip() or repr(cause)).splitlines()[0]
-                print(
-                    f"{self._stage}: slower, because CUDA graphs do not support this model ({reason})", file=sys.stderr
-                )
+                reason = f"CUDA graphs do not support this model ({one_line(first_cause(error))})"
+                print(f"{self._stage}: slower, because {reason}", file=sys.stderr)
                 self.works = False
         return self._graphs[size] if self.works else None
 

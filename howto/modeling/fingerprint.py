@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from howto.core.config import Params, Section
 from howto.core.errors import UserError
@@ -51,21 +50,16 @@ class Fingerprint:
 
     def _read(self, params: Params) -> dict[str, str]:
         modules = [path for path in _files(ROOT / name for name in self._code) if "__pycache__" not in path.parts]
-        sections = {kind.key.replace("*", params.profile): params.section(kind) for kind in self._sections}
-        values = _flat({key: section.model_dump() for key, section in sections.items()})
+        values = {
+            f"{kind.key.replace('*', params.profile)}.{name}": value
+            for kind in self._sections
+            for name, value in params.section(kind).model_dump().items()
+        }
         return {
             **{str(path.relative_to(ROOT)): sha256_of(path) for path in modules},
             **{str(path): sha256_of(path) for path in _files(self._paths)},
             **{f"{params.path} ({key})": json.dumps(value) for key, value in values.items()},
         }
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dictionaries by dotted key."""
-    leaves: dict[str, Any] = {}
-    for key, value in values.items():
-        leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return leaves
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:

@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from howto.core.errors import UserError
+from howto.core.errors import UserError, one_line
 from howto.core.hashing import sha256_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **FROM_DISK)
     except Exception as error:  # the tokenizers library raises bare Exceptions for a damaged file
-        raise UserError(f"{folder}: cannot read the tokenizer ({_first_line(error)}). {_fix(folder)}") from None
+        raise UserError(f"{folder}: cannot read the tokenizer ({one_line(error)}). {_fix(folder)}") from None
     if not tokenizer.chat_template:
         raise UserError(f"{folder}: the tokenizer has no chat template. Use a chat model as the base.")
     return tokenizer
@@ -44,7 +44,7 @@ def load_base(folder: Path, precision: str, device: torch.device) -> PreTrainedM
         dtype = getattr(torch, precision)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **FROM_DISK)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot read the model ({_first_line(error)}). {_fix(folder)}") from None
+        raise UserError(f"{folder}: cannot read the model ({one_line(error)}). {_fix(folder)}") from None
     return model.to(device).eval()
 
 
@@ -68,7 +68,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, base: Path) -> PeftModel:
     try:
         adapted = PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        reason = f"does not fit {base} or is damaged ({_first_line(error)})"
+        reason = f"does not fit {base} or is damaged ({one_line(error)})"
         raise UserError(f"{folder}: the adapter {reason}. Make it again {again}.") from None
     lora_b = [weight for name, weight in adapted.named_parameters() if "lora_B" in name]
     if not lora_b:
@@ -93,8 +93,3 @@ def _check_model_folder(folder: Path) -> None:
 def _fix(folder: Path) -> str:
     is_base = folder.name == "base"
     return "Make it again with `dvc repro -f fetch_model`." if is_base else "Give a Hugging Face folder."
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:160].rstrip(".") if lines else type(error).__name__

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from howto.core.errors import UserError
+from howto.core.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -95,7 +95,7 @@ def _open(path: Path, name: str) -> GGUFReader:
                 f"{name}: a quantisation (ggml type {unknown[1]}) that is not supported. Choose a file in F16, Q8_0, "
                 "Q4_0, Q4_1, Q4_K or Q6_K."
             ) from None
-        problem = "a git-lfs pointer" if path.read_bytes()[:8] == b"version " else str(error).splitlines()[0][:120]
+        problem = "a git-lfs pointer" if path.read_bytes()[:8] == b"version " else one_line(error)
         raise UserError(f"{name}: not a complete GGUF file ({problem}). Fetch the file again.") from None
     if end > path.stat().st_size:
         raise UserError(f"{name}: not a complete GGUF file (its weights are cut off). Fetch the file again.")
@@ -118,10 +118,8 @@ def _read(kind: Any, path: Path, name: str, what: str, **options: Any) -> Any:
     except (ValueError, NotImplementedError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         if "allocate memory" in str(error):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-        raise UserError(
-            f"{name}: transformers cannot read this GGUF file ({what}): {reason}. Choose another model in params.yaml."
-        ) from None
+        problem = f"transformers cannot read this GGUF file ({what}): {one_line(error)}"
+        raise UserError(f"{name}: {problem}. Choose another model in params.yaml.") from None
 
 
 def _load_tokenizer(path: Path, splits: str, name: str, what: str) -> PreTrainedTokenizerBase:

@@ -17,10 +17,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree, get_session, logging, snapshot_download
+import huggingface_hub as hub
+from huggingface_hub import constants, errors
 from huggingface_hub.utils import disable_progress_bars
 
-from howto.core.errors import UserError
+from howto.core.errors import UserError, one_line
 from howto.core.hashing import sha256_of
 
 WITHOUT_HUB = "set `profile: smollm2` in params.yaml, which needs no hub"
@@ -40,7 +41,7 @@ PROBLEMS: dict[type[Exception], str] = {  # the first class that fits counts
 STATUSES = {
     401: "Set HF_TOKEN to a valid token, or unset it.",
     403: "Set HF_TOKEN to a token that may read it.",
-    404: "Correct source in params.yaml, or check HF_ENDPOINT.",
+    404: "Correct source or file in params.yaml, or check HF_ENDPOINT.",
     407: "Put user and password for the proxy into HTTPS_PROXY.",
     429: "Wait some minutes, and run again.",
 }
@@ -66,7 +67,7 @@ class Repository:
             raise UserError(f"{self.id}: it has no file {min(missing)}; it has {', '.join(similar) or 'none like it'}.")
         with _plain_errors(self.id):
             only = [glob.escape(name) for name in names]
-            folder = snapshot_download(self.id, repo_type=self.kind, revision=self.commit, allow_patterns=only)
+            folder = hub.snapshot_download(self.id, repo_type=self.kind, revision=self.commit, allow_patterns=only)
         files = {name: Path(folder, name) for name in names}
         for name, path in files.items():
             digest = path.readlink().name if path.is_symlink() else ""  # the cache names large files by their sha256
@@ -75,6 +76,12 @@ class Repository:
                     f"{self.id}/{name}: its sha256 is not the hub's. Delete {path.resolve()} and run again."
                 )
         return files
+
+    def check_access(self, name: str) -> None:
+        """Raise UserError if the file may not be read: everybody sees which files a gated repository has."""
+        if not constants.is_offline_mode():
+            with _plain_errors(self.id):
+                hub.get_hf_file_metadata(hub.hf_hub_url(self.id, name, repo_type=self.kind, revision=self.commit))
 
 
 def open_repository(id: str, kind: str, revision: str | None) -> Repository:
@@ -85,12 +92,14 @@ def open_repository(id: str, kind: str, revision: str | None) -> Repository:
     with _plain_errors(f"{id} at revision {revision}" if revision else id):
         listed = []
         if not constants.is_offline_mode():  # asked without retries: where there is no network, the stage ends at once
-            info = HfApi().repo_info(id, repo_type=kind, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            info = hub.HfApi().repo_info(
+                id, repo_type=kind, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+            )
             listed = [file.rfilename for file in info.siblings]
         with disable_progress_bars():
-            folder = Path(snapshot_download(id, repo_type=kind, revision=revision, allow_patterns=[]))
+            folder = Path(hub.snapshot_download(id, repo_type=kind, revision=revision, allow_patterns=[]))
         try:
-            names = [file.path for file in get_cached_repo_tree(id, repo_type=kind, revision=folder.name)]
+            names = [file.path for file in hub.get_cached_repo_tree(id, repo_type=kind, revision=folder.name)]
         except errors.CachedRepoTreeNotFoundError:  # another program filled the cache
             names = listed or [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     for name in names:
@@ -109,9 +118,9 @@ def _limit_waiting(request: Any) -> None:
 @contextmanager
 def _plain_errors(where: str) -> Iterator[None]:
     """Turn the library's errors into one line each, and its warnings off."""
-    logging.set_verbosity(logging.CRITICAL)
+    hub.logging.set_verbosity(hub.logging.CRITICAL)
     constants.HF_HUB_DISABLE_TELEMETRY = True
-    if _limit_waiting not in (hooks := get_session().event_hooks["request"]):
+    if _limit_waiting not in (hooks := hub.get_session().event_hooks["request"]):
         hooks.append(_limit_waiting)
     try:
         with warnings.catch_warnings():
@@ -135,14 +144,14 @@ def _problem(error: BaseException) -> str | None:
         return f"the hub answered {status}. {STATUSES.get(status, 'Run again later.' if status >= 500 else NOT_A_HUB)}"
     if isinstance(error, errors.HTTPError):
         address = urlsplit(constants.ENDPOINT)
-        hub = f"{address.scheme}://{address.netloc.rpartition('@')[2]}"  # without user and password
+        server = f"{address.scheme}://{address.netloc.rpartition('@')[2]}"  # without user and password
         return (
-            f"the connection to {hub} failed ({type(error).__name__}). Check the network and the proxy, run again "
+            f"the connection to {server} failed ({type(error).__name__}). Check the network and the proxy, run again "
             f"(HF_HUB_DOWNLOAD_TIMEOUT is {constants.HF_HUB_DOWNLOAD_TIMEOUT} s), or {WITHOUT_HUB}."
         )
     number = getattr(error, "errno", None)
     if number in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of the cache ({constants.HF_HUB_CACHE}) is full. Free space or set HF_HOME, and run again."
     if number is None:  # a check of the library, or Xet
-        return f"the download failed ({' '.join(str(error).split()):.100}). Run again, or set HF_HUB_DISABLE_XET=1."
+        return f"the download failed ({one_line(error)}). Run again, or set HF_HUB_DISABLE_XET=1."
     return None

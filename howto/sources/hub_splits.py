@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from howto.core.errors import UserError
+from howto.core.errors import UserError, one_line
 from howto.sources.config import Data
 from howto.sources.hub import Repository
 
@@ -64,10 +64,8 @@ def write_split(repository: Repository, rows: Data, key: str, path: Path) -> str
                     line = json.dumps(row, ensure_ascii=False, default=lambda value: {type(value).__name__: str(value)})
                     file.write(f"{line}\n")
         except (datasets.exceptions.DatasetsError, ValueError, FileNotFoundError, ImportError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"{rows.source}: the datasets library cannot read it ({reason:.200}). Name its files in `file`."
-            ) from None
+            problem = f"the datasets library cannot read it ({one_line(error)})"
+            raise UserError(f"{rows.source}: {problem}. Name its files in `file`.") from None
     return f"configuration {config} (of {', '.join(configs)}), split {split} (of {', '.join(splits)})"
 
 

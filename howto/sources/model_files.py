@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from howto.core.errors import UserError
+from howto.core.errors import UserError, one_line
 
 # No pickled weights, no code, and of the weights those that transformers loads.
 WEIGHTS = ("model.safetensors", "model-*.safetensors")
@@ -70,7 +70,7 @@ def _check_weights(path: Path, source: str) -> None:
         with safe_open(path, framework="numpy"):
             pass
     except SafetensorError as error:
-        problem = "a git-lfs pointer" if path.read_bytes()[:8] == b"version " else str(error).splitlines()[0]
+        problem = "a git-lfs pointer" if path.read_bytes()[:8] == b"version " else one_line(error)
         raise UserError(f"{source}/{path.name}: not complete safetensors ({problem}). Fetch the file again.") from None
 
 

@@ -140,7 +140,9 @@ def answer_one(assistants: Sequence[Assistant], intent: Intent) -> None:
         if stream:
             stream.end(answer.text)
     if len(assistants) > 1:
-        _print_side_by_side(answers)
+        from howto.tools.compare_table import answers_table, new_console
+
+        new_console().print(answers_table(list(zip(("base model", "fine-tuned"), answers, strict=True))))
 
 
 class Stream:
@@ -256,18 +258,6 @@ def check_output(output: Path) -> None:
 def _print_errors(errors: list[str]) -> None:
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
-
-
-def _print_side_by_side(answers: list[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text  # in a str, rich would interpret markup and emoji names
-
-    table = Table(expand=True)
-    for label in ("base model", "fine-tuned"):
-        table.add_column(label, ratio=1, overflow="fold")
-    table.add_row(*map(Text, answers))
-    Console(width=None if Console().is_terminal else 110).print(table)
 
 
 def _note_other_base(adapter: Path, source: str) -> None:

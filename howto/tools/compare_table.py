@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from howto.core.errors import UserError
 from howto.core.paths import EVALUATION, METRICS, PREDICTIONS, REPORT, RESULTS
@@ -44,7 +45,7 @@ def print_last_run(shown: int) -> None:
     table = _score_table(f"Scores on {evaluation['rows']} held-out rows", SHARES, models, evaluation["delta"])
     for name, label in LABELS.items():
         table.add_row(f"baseline: {label}", f"{evaluation['baselines'][name]:.4f}", style="dim")
-    console = _console()
+    console = new_console()
     console.print(table)
     console.print(f"The fine-tuned model is {_outcomes(evaluation['delta'])}", **PLAIN)
     console.print(f"The full report is {REPORT}.", **PLAIN)
@@ -52,14 +53,14 @@ def print_last_run(shown: int) -> None:
         title = "Typical answers to held-out intents (their scores are closest to the median):"
         console.print(f"\n{title}", style="dim", **PLAIN)
     for row in _typical(rows, shown):
-        console.print(_side_by_side(row, {"base": "base model", "adapter": "fine-tuned"}))
+        console.print(_scored_answers(row, {"base": "base model", "adapter": "fine-tuned"}))
 
 
 def print_comparison(found: Comparison, shown: int) -> None:
     """Print scores, what differs, and `shown` rows with the largest gains and as many with the largest losses."""
     models = [(side.name, side.metrics) for side in (found.old, found.new)]
     title = f"Fine-tuned models on the {counted(found.rows, 'held-out row')} of both versions"
-    console = _console()
+    console = new_console()
     console.print(_score_table(title, tuple(COLUMNS), models, found.delta))
     console.print(sentence(f"{found.new.name} is {_outcomes(found.delta)}"), **PLAIN)
     for line in _remarks(found):
@@ -78,7 +79,7 @@ def print_comparison(found: Comparison, shown: int) -> None:
         if some:
             console.print(f"\n{title}", style="dim", **PLAIN)
         for row in some:
-            console.print(_side_by_side(row, {"old": found.old.name, "new": found.new.name}))
+            console.print(_scored_answers(row, {"old": found.old.name, "new": found.new.name}))
     console.print(f"\n{found.conclusion}", style="bold", **PLAIN)
     if found.detectable:
         rows = counted(found.rows, "row")
@@ -87,7 +88,8 @@ def print_comparison(found: Comparison, shown: int) -> None:
     console.print("Intervals are over rows. Another training seed would change both scores too.", style="dim", **PLAIN)
 
 
-def _console() -> Console:
+def new_console() -> Console:
+    """Return a console as wide as the terminal; 110 characters for a file."""
     return Console(width=None if Console().is_terminal else 110)
 
 
@@ -149,10 +151,16 @@ def _typical(rows: list[dict[str, Any]], shown: int) -> list[dict[str, Any]]:
     return sorted(pool, key=lambda row: (abs(row["adapter_rougeL"] - middle), row["id"]))[:shown]
 
 
-def _side_by_side(row: Mapping[str, Any], names: Mapping[str, str]) -> Table:
-    """Both answers to a row, each under its model's name and score."""
-    table = Table(title=escape(row["intent"]), title_justify="left", title_style="bold", expand=True)
-    for model, name in names.items():
-        table.add_column(escape(f"{name}: {row[f'{model}_rougeL']:.2f}"), ratio=1, overflow="fold")
-    table.add_row(*(escape(row[model]) for model in names))
+def _scored_answers(row: Mapping[str, Any], names: Mapping[str, str]) -> Table:
+    answers = [(f"{name}: {row[f'{model}_rougeL']:.2f}", str(row[model])) for model, name in names.items()]
+    return answers_table(answers, row["intent"])
+
+
+def answers_table(answers: Sequence[tuple[str, str]], title: str = "") -> Table:
+    """Return (heading, answer) pairs side by side."""
+    # In a str, rich would interpret markup and names of emoji.
+    table = Table(title=Text(title, "bold") if title else None, title_justify="left", expand=True)
+    for heading, _ in answers:
+        table.add_column(Text(heading), ratio=1, overflow="fold")
+    table.add_row(*(Text(answer) for _, answer in answers))
     return table

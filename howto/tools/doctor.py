@@ -13,24 +13,22 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from howto.core.config import Params
-from howto.core.errors import UserError
-from howto.core.instruction_set import cpu, has_avx2
+from howto.core.errors import UserError, one_line
+from howto.core.instruction_set import cpu_name, has_avx2
 from howto.modeling.config import Machine, ProfileMachine
 from howto.params import read_params
 from howto.sources.config import Data, Model
-from howto.sources.files import is_local
+from howto.sources.files import is_local, row_files
 from howto.sources.installed_package import PREFIX, package_file
+from howto.sources.model_files import model_files
 from howto.training.cgroup import CGROUP
 from howto.training.config import ProfileTrain
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 REQUIREMENTS = Path("requirements.lock")
 DISK, MEMORY = 2e9, 6e9  # bytes that the profile smollm2 needs; its outputs are counted twice, for DVC's cache
-HUB_TIMEOUT = 5.0  # seconds
-NO_HUB = "Or set `profile: smollm2`, which needs no hub."
 
 
 class Finding(NamedTuple):
@@ -66,14 +64,10 @@ def examine() -> list[Finding]:
     for name, check in (("device", _device), ("memory", _memory), ("threads", _threads)):
         findings.append(_guarded(name, check, params))
     model, data = params.section(Model), params.section(Data)
-    test_source = data.test_source or ""
-    for key, kind, name, revision, file in (
-        ("model.source", "model", model.source, model.revision, model.file or "config.json"),
-        ("data.source", "dataset", data.source, data.revision, data.file),
-        ("data.test_source", "dataset", test_source, data.test_revision, data.test_file),
-    ):
-        if name:
-            findings.append(_guarded(key, _source, key, kind, name, revision, file))
+    findings.append(_guarded("model.source", _source, "model.source", "model", model))
+    for prefix, rows in (("data.", data), ("data.test_", data.test())):
+        if rows:
+            findings.append(_guarded(f"{prefix}source", _source, f"{prefix}source", "dataset", rows))
     return findings
 
 
@@ -132,7 +126,7 @@ def _guarded(name: str, check: Callable[..., Finding], *arguments: object) -> Fi
         return check(*arguments)
     except ImportError as error:
         advice = f"Run `{sys.executable} -m pip install --force-reinstall -r {REQUIREMENTS}`."
-        return Finding(PROBLEM, name, f"a package cannot be imported ({' '.join(str(error).split())[:200]})", advice)
+        return Finding(PROBLEM, name, f"a package cannot be imported ({one_line(error)})", advice)
 
 
 def _device(params: Params) -> Finding:
@@ -142,7 +136,7 @@ def _device(params: Params) -> Finding:
     if _uses_gpu(params):
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         return Finding(OK, "device", f"{', '.join(names)}, torch {torch.__version__}")
-    name, device = cpu()[0].split(",")[0], params.section(ProfileMachine).device
+    name, device = cpu_name(), params.section(ProfileMachine).device
     if device == "cuda":
         advice = "Check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or set machine.device: auto."
         if torch.version.cuda is None:
@@ -191,48 +185,26 @@ def _threads(params: Params) -> Finding:
     return Finding(OK, "threads", f"machine.threads is {threads}, {cores:g} cores")
 
 
-def _source(key: str, kind: str, name: str, revision: str | None, file: str | None) -> Finding:
-    """Check that a model or a dataset can be read: from a package, a local path, or the hub."""
+def _source(key: str, kind: str, section: Model | Data) -> Finding:
+    """Check that a model or a dataset can be read: from a package, a local path, or the hub (offline: its cache)."""
+    name, file = section.source, section.file
     try:
         if name.startswith(PREFIX):
             return Finding(OK, key, f"{package_file(name)[1]} is installed")
-        if not is_local(name, revision, key):
-            return _hub(key, kind, name, revision, file)
+        if not is_local(name, section.revision, key):
+            from howto.sources.hub import open_repository
+
+            repository = open_repository(name, kind, section.revision)
+            if kind == "dataset":
+                repository.check_access(row_files(repository.names, file, name, key)[0])
+            else:
+                repository.check_access(file or model_files(repository.names, name)[0])
+            return Finding(OK, key, f"the hub has {name}")
     except UserError as error:
         return Finding(PROBLEM, key, str(error).removeprefix(f"params.yaml: {key}: "))
     if not Path(name).expanduser().exists():
         return Finding(PROBLEM, key, f"{name}: no such file or folder", "Fix it in params.yaml.")
     return Finding(OK, key, f"{name} exists")
-
-
-def _hub(key: str, kind: str, name: str, revision: str | None, file: str | None) -> Finding:
-    """Ask the hub for one file, or for the repository if no single file is named. In offline mode, ask its cache."""
-    from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_hub_url, snapshot_download
-
-    try:
-        if constants.HF_HUB_OFFLINE:
-            snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True)
-            return Finding(OK, key, f"{name} is in the hub's cache, and HF_HUB_OFFLINE is set")
-        if file and not set(file) & set("*?["):
-            get_hf_file_metadata(hf_hub_url(name, file, repo_type=kind, revision=revision), timeout=HUB_TIMEOUT)
-        else:
-            HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_TIMEOUT)
-        return Finding(OK, key, f"the hub has {name}")
-    except errors.LocalEntryNotFoundError:
-        found = f"HF_HUB_OFFLINE is set, and the hub's cache lacks {name}"
-        return Finding(PROBLEM, key, found, f"Unset it. {NO_HUB}")
-    except errors.GatedRepoError:
-        advice = "Ask for access on the hub's page, and set HF_TOKEN to a token of that account."
-        return Finding(PROBLEM, key, f"{name} is gated", advice)
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError):
-        what = f"{file} of {name}" if file else name
-        found = f"the hub has no {what} at revision {revision or 'main'}, or it is private"
-        return Finding(PROBLEM, key, found, "Fix params.yaml, or set HF_TOKEN.")
-    except (errors.HTTPError, OSError) as error:
-        cause = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else type(error).__name__
-        found = f"the hub at {urlsplit(constants.ENDPOINT).hostname} does not answer as expected ({cause})"
-        advice = f"Check the network, HTTPS_PROXY, HF_ENDPOINT and HF_TOKEN. {NO_HUB}"
-        return Finding(PROBLEM, key, found, advice)
 
 
 def _gib(count: float) -> str:

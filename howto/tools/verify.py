@@ -18,7 +18,7 @@ from pathlib import Path
 
 from howto.core.dvc_lock import LockedStage, read_lock
 from howto.core.errors import UserError
-from howto.core.instruction_set import cpu, has_avx2
+from howto.core.instruction_set import cpu_name, has_avx2
 from howto.core.paths import LOCK
 
 Lock = dict[str, LockedStage]
@@ -77,7 +77,7 @@ def _causes(committed: Lock, made: Lock, *, here: bool) -> list[str]:
     missing, different = packages_unlike_lock() if here and REQUIREMENTS.exists() else ([], [])
     return [
         *(f"{name} differs although its code, params and inputs are equal." for name in first),
-        f"CPU: {cpu()[0]}{'' if has_avx2() else ', without AVX2 and FMA'}",
+        f"CPU: {cpu_name()}{'' if has_avx2() else ', without AVX2 and FMA'}",
         *(f"not as in {REQUIREMENTS}: {package}" for package in [*missing, *different]),
     ]
 

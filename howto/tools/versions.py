@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from howto.core.dvc_lock import LockedStage, read_lock
-from howto.core.errors import UserError
+from howto.core.errors import UserError, one_line
 from howto.core.paths import LOCK, PARAMS, PREDICTIONS, PREPARED, TEST, TRAINING
 from howto.core.schema import Row, read_rows
 from howto.evaluation.predictions import MODELS, Answers, check_against_lock, read_predictions
@@ -41,10 +41,8 @@ def this_folder() -> Version:
     Raise UserError if it has no answers, or not those that its dvc.lock and params.yaml call for.
     """
     version = _read(HERE, None, Path())
-    profile = version.params["profile"]
-    used = {"infer": version.params["infer"], f"profiles.{profile}.infer": version.params["profiles"][profile]["infer"]}
     for path in ANSWERS:
-        check_against_lock(path, LOCK, used, PARAMS)
+        check_against_lock(path, LOCK, {}, PARAMS)
     _check_that_it_ran(version.params, Path())
     return version
 
@@ -91,7 +89,7 @@ def _opened(name: str) -> Iterator[Any]:
             f"{name or 'an empty name'}: no such revision. `git log --all` and `dvc exp list --all-commits` list them."
         ) from None
     except DvcException as error:
-        raise UserError(f"{name}: {_first_line(error)}. Run from the git repository with its .dvc folder.") from None
+        raise UserError(f"{name}: {one_line(error)}. Run from the git repository with its .dvc folder.") from None
     with repo:
         yield files
 
@@ -103,7 +101,7 @@ def _copy(files: Any, path: Path, folder: Path, name: str) -> None:
         files.get_file(str(path), str(folder / path))
     except Exception as error:  # of DVC, of its storage, or of the network
         raise UserError(
-            f"{name}: {path} is neither in DVC's cache nor in its remote ({_first_line(error)}). Run `dvc fetch "
+            f"{name}: {path} is neither in DVC's cache nor in its remote ({one_line(error)}). Run `dvc fetch "
             f"--all-commits {PREPARED} {' '.join(map(str, ANSWERS))}`, or `dvc exp pull` for an experiment."
         ) from None
 
@@ -159,7 +157,3 @@ def _yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: damaged. Restore it from git.")
     return values
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

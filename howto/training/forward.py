@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from howto.core.errors import UserError
+from howto.core.errors import UserError, one_line
 from howto.modeling.collate import Batch, Example, collate, pack
 from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora
 from howto.modeling.packed_attention import use_packed_attention
@@ -158,8 +158,7 @@ class Engine:
             if not relative_error(self._gradient(probe, seed=0), gradient) <= limit:  # also if there is a NaN
                 raise RuntimeError("compiled layers give other results")
         except (RuntimeError, OSError) as error:  # no C compiler, or a model that cannot be traced
-            reason = str(error).strip().splitlines()[0]
-            print(f"train: slower, because the layers are not compiled ({reason})", file=sys.stderr)
+            print(f"train: slower, because the layers are not compiled ({one_line(error)})", file=sys.stderr)
             if self._layers:
                 self._layers.undo()
             self._layers = None

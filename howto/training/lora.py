@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 
 from howto.core.atomic import write_json
-from howto.core.errors import UserError
+from howto.core.errors import UserError, one_line
 from howto.training.config import Lora, ProfileTrain, Train
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Path) -> PeftModel:
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:  # what PEFT checks itself
-        raise UserError(f"params.yaml: train.lora: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"params.yaml: train.lora: {one_line(error)}") from None
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     return adapted
 

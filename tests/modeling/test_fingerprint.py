@@ -33,7 +33,7 @@ EDITS: dict[str, Callable[[], object]] = {
     "rows.jsonl": lambda: Path("rows.jsonl").write_text("2\n", encoding="utf-8"),
     "base/weights": lambda: Path("base/weights").unlink(),
     "base/more": lambda: Path("base/more").write_text("", encoding="utf-8"),
-    "params.yaml (train.lora.r)": lambda: edit_params(Path(), "    r: 8 ", "    r: 4 "),
+    "params.yaml (train.lora)": lambda: edit_params(Path(), "    r: 8 ", "    r: 4 "),
 }
 
 

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from howto.core.errors import UserError
+from howto.core.errors import UserError, one_line
 from howto.core.process import RANK
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ def launch(module: str, arguments: Sequence[str], count: int) -> None:
         signals = ", ".join(signal.Signals(-status).name for status in sorted(statuses) if status < 0)
         raise UserError(PEER_FAILED + (f" (killed by {signals})" if signals else "")) from None
     except (RuntimeError, ValueError, AssertionError, OSError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-        raise UserError(f"torchrun: cannot start {module} at {address}: {reason}") from None
+        raise UserError(f"torchrun: cannot start {module} at {address}: {one_line(error)}") from None
     finally:
         del os.environ[RANK], store
         logging.disable(logging.NOTSET)
