@@ -7,7 +7,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy import stats
-from transformers import RepetitionPenaltyLogitsProcessor
 
 from howto.inference.config import Infer
 from howto.inference.sampling import LOGIT_MARGIN, PROBABILITY_MARGIN, Sampler, uniform_numbers
@@ -77,14 +76,6 @@ def test_a_random_number_of_almost_1_gives_a_possible_token() -> None:
     uniforms = torch.tensor([1 - 2**-53, 0.0], dtype=torch.float64)
     logits = torch.tensor([[0.0, 0.0, -float("inf")]]).expand(2, -1)
     assert Sampler(decoding_params(temperature=1.0)).choose(logits, uniforms, None)[0].tolist() == [1, 0]
-
-
-def test_the_repetition_penalty_is_that_of_transformers() -> None:
-    ids = torch.tensor([[0, 3]])
-    seen = torch.zeros(1, len(LOGITS), dtype=torch.bool).scatter_(1, ids, True)
-    expected = RepetitionPenaltyLogitsProcessor(1.7)(ids, LOGITS[None].clone()).argmax().item()
-    tokens, _ = Sampler(decoding_params(repetition_penalty=1.7)).choose(LOGITS[None], None, seen)
-    assert tokens.item() == expected == 2  # 2.0 / 1.7 is less than 1.5
 
 
 def test_random_numbers_depend_on_the_row_and_the_seed_alone() -> None:

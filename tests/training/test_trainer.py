@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from howto.training.forward import Engine
 from howto.training.lora import trained_weights
 from howto.training.lr_schedule import learning_rate_factor
 from howto.training.trainer import Curve, Trainer, epoch_order
-from tests.conftest import run_stage
 from tests.support.models import SHARED, adapted, train_profile
 
 
@@ -180,25 +178,3 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(
     assert (resumed.train, resumed.validation, resumed.kept_step) == (curve.train, curve.validation, curve.kept_step)
     weights = trained_weights(engine.model)
     assert all(torch.equal(weights[name], weight) for name, weight in trained_weights(complete.model).items())
-
-
-def test_training_twice_gives_the_same_bytes_and_leaves_no_checkpoint(workplace: Path) -> None:
-    files = ["models/adapter/adapter_model.safetensors", "models/adapter/adapter_config.json", "metrics/train.json"]
-    before = [(workplace / name).read_bytes() for name in files]
-    done = run_stage(workplace, "stages.train")
-    assert done.returncode == 0, done.stderr
-    assert [(workplace / name).read_bytes() for name in files] == before
-    assert not list((workplace / "models/checkpoints").glob("*"))
-
-
-def test_the_stage_writes_a_peft_folder_curves_and_its_speed(finished: Path) -> None:
-    names = {path.name for path in (finished / "models/adapter").iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors", "base_model.json"}
-    config, metrics, speed = (
-        json.loads((finished / name).read_text(encoding="utf-8"))
-        for name in ("models/adapter/adapter_config.json", "metrics/train.json", "metrics/train_speed.json")
-    )
-    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (8, 16, "models/base")
-    _, *steps = (finished / "metrics/train_loss.csv").read_text(encoding="utf-8").splitlines()
-    assert len(steps) == metrics["steps"] and float(steps[-1].split(",")[-1]) == metrics["train_loss"]
-    assert speed["tokens"] == metrics["tokens"] > metrics["response_tokens"] and speed["peak_memory_mib"] > 100
