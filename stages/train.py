@@ -11,11 +11,10 @@ A killed run resumes from models/checkpoints/ when it is run again with the same
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from typing import TYPE_CHECKING, Any
 
-from howto.core.atomic import atomic_file, atomic_folder, write_json
+from howto.core.atomic import atomic_folder, write_csv, write_json
 from howto.core.config import Params
 from howto.core.errors import UserError, reports_errors
 from howto.core.output_lock import output_lock
@@ -144,12 +143,8 @@ def read_examples(tokenizer: PreTrainedTokenizerBase, shared: Train) -> tuple[li
 
 def write_curve(curve: Curve) -> None:
     """Write the losses so far, so that `dvc plots show` works during training."""
-    for name, header, rows in (
-        ("train_loss", ("step", "epoch", "learning_rate", "train_loss"), curve.train),
-        ("validation_loss", ("step", "epoch", "validation_loss"), curve.validation),
-    ):
-        with atomic_file(METRICS / f"{name}.csv") as file:
-            csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    write_csv(METRICS / "train_loss.csv", [("step", "epoch", "learning_rate", "train_loss"), *curve.train])
+    write_csv(METRICS / "validation_loss.csv", [("step", "epoch", "validation_loss"), *curve.validation])
 
 
 def summary(curve: Curve, rows: dict[str, int], response_tokens: int, trainable: int) -> dict[str, Any]:

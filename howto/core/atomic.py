@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -40,6 +41,12 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     with atomic_file(path) as file:
         json.dump(values, file, indent=2, ensure_ascii=False)
         file.write("\n")
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows, the header first, atomically as CSV."""
+    with atomic_file(path) as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -63,22 +63,23 @@ def read_sections(path: Path, kinds: Sequence[type[Section]]) -> Params:
     The message names file, line and key.
     """
     values, lines = _parse(path)
-    shared = {kind.key: kind for kind in kinds if not kind.key.startswith("profiles.")}
-    in_profile = {kind.key.split(".")[-1]: kind for kind in kinds if kind.key.startswith("profiles.")}
-    check = _Check(path, lines)
-    check.keys((), values, ["profile", *shared, "profiles"])
-    profiles = values["profiles"]
-    if not isinstance(profiles, dict) or not profiles:
-        raise check.error(("profiles",), "expected a mapping of profiles")
-    if not isinstance(values["profile"], str) or values["profile"] not in profiles:
-        raise check.error(("profile",), f"no profile {values['profile']!r}. Choose one of: {', '.join(profiles)}.")
-    for key, kind in shared.items():
-        check.section((key,), values[key], kind)
-    for name, profile in profiles.items():
-        check.keys(("profiles", name), profile, list(in_profile))
-        for key, kind in in_profile.items():
-            check.section(("profiles", name, key), profile[key], kind)
+    profile: Any = _model(*(kind for kind in kinds if kind.key.startswith("profiles.")))
+    profiles = {"profile": (str, ...), "profiles": (dict[str, profile], Field(min_length=1))}
+    try:
+        _model(*(kind for kind in kinds if "." not in kind.key), **profiles).model_validate(values)
+    except ValidationError as error:
+        raise UserError(_first_problem(path, lines, error)) from None
+    if values["profile"] not in values["profiles"]:
+        names = ", ".join(values["profiles"])
+        line = _line(lines, ("profile",))
+        raise UserError(f"{path}{line}: profile: no profile {values['profile']!r}. Choose one of: {names}.")
     return Params(path, values["profile"], values, tuple(kinds))
+
+
+def _model(*kinds: type[Section], **fields: Any) -> type[Section]:
+    """Return a section that has these sections in it, each under the last part of its key."""
+    fields |= {kind.key.split(".")[-1]: (kind, ...) for kind in kinds}
+    return create_model("File", __base__=Section, **fields)
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], CommentedMap]:
@@ -104,59 +105,33 @@ def _parse(path: Path) -> tuple[dict[str, Any], CommentedMap]:
     return values, lines
 
 
-@dataclass(frozen=True)
-class _Check:
-    """Checks whose errors name file, line and key."""
-
-    path: Path
-    lines: CommentedMap
-
-    def error(self, key: Key, problem: str) -> UserError:
-        line = self._line(key)
-        return UserError(f"{self.path}{f':{line}' if line else ''}: {'.'.join(str(part) for part in key)}: {problem}")
-
-    def keys(self, key: Key, value: Any, expected: list[str]) -> None:
-        """Check that `value` is a mapping of exactly the keys `expected`."""
-        if not isinstance(value, dict):
-            raise self.error(key, f"expected a mapping with the keys {', '.join(expected)}")
-        for name in value:
-            if name not in expected:
-                raise self.error((*key, name), "unknown key" + _suggestion(str(name), expected))
-        for name in expected:
-            if name not in value:
-                raise self.error((*key, name), "missing key")
-
-    def section(self, key: Key, value: Any, kind: type[BaseModel]) -> None:
-        """Check that `value` is a complete and valid section."""
-        try:
-            kind.model_validate(value)
-        except ValidationError as error:
-            errors = error.errors()
-            # A misspelt key is both unknown and missing. The unknown one is what the user sees in the file.
-            first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-            missing = [str(e["loc"][-1]) for e in errors if e["type"] == "missing"]
-            more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and not missing else ""
-            raise self.error((*key, *first["loc"]), _problem(dict(first), missing) + more) from None
-
-    def _line(self, key: Key) -> int | None:
-        """Return the line of the key, or of the innermost section around it that is in the file."""
-        node, line = self.lines, None
-        for part in key:
-            if not isinstance(node, CommentedMap) or part not in node:
-                break
-            line = node.lc.key(part)[0] + 1
-            node = node[part]
-        return line
+def _first_problem(path: Path, lines: CommentedMap, error: ValidationError) -> str:
+    """Describe the first error. A misspelt key is both unknown and missing; the file has the unknown one."""
+    errors = error.errors()
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+    key, kind = first["loc"], first["type"]
+    missing = [str(one["loc"][-1]) for one in errors if one["type"] == "missing" and one["loc"][:-1] == key[:-1]]
+    if kind == "extra_forbidden":
+        problem = "unknown key" + _suggestion(str(key[-1]), missing)
+    elif kind == "missing":
+        problem = "missing key"
+    elif kind == "value_error":
+        problem = str(first["ctx"]["error"])
+    else:
+        problem = f"expected {first['msg'].removeprefix('Input should be ')}, got {first['input']!r:.60}"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and not missing else ""
+    return f"{path}{_line(lines, key)}: {'.'.join(map(str, key))}: {problem}{more}"
 
 
-def _problem(error: dict[str, Any], missing: list[str]) -> str:
-    if error["type"] == "extra_forbidden":
-        return "unknown key" + _suggestion(str(error["loc"][-1]), missing)
-    if error["type"] == "missing":
-        return "missing key"
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    return f"expected {error['msg'].removeprefix('Input should be ')}, got {error['input']!r:.60}"
+def _line(node: Any, key: Key) -> str:
+    """Return ":" and the line of the key, or of the innermost section around it that is in the file."""
+    line = ""
+    for part in key:
+        if not isinstance(node, CommentedMap) or part not in node:
+            break
+        line = f":{node.lc.key(part)[0] + 1}"
+        node = node[part]
+    return line
 
 
 def _suggestion(name: str, expected: list[str]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from howto.core.atomic import atomic_file, write_json
+from howto.core.atomic import write_csv, write_json
 from howto.data.arrays import U32, Codes
 from howto.data.config import Clean
 from howto.data.row_processor import TEXTS
@@ -45,9 +44,9 @@ def write_report(folder: Path, counts: Counter[str], store: RowStore, codes: Cod
     bins = [2**power for power in range(33)]  # characters; each bin ends where the next one begins
     histograms = {text: np.histogram(values, bins)[0].tolist() for text, values in lengths.items()}
     counted = [(text, *bin) for text, rows_in in histograms.items() for bin in zip(bins[:-1], rows_in, strict=True)]
-    _write_csv(folder / "lengths.csv", [("text", "characters", "rows"), *(bin for bin in counted if bin[-1])])
+    write_csv(folder / "lengths.csv", [("text", "characters", "rows"), *(bin for bin in counted if bin[-1])])
     by_split = [(category, *count) for category, splits in categories.items() for count in splits.items()]
-    _write_csv(folder / "categories.csv", [("category", "split", "rows"), *by_split])
+    write_csv(folder / "categories.csv", [("category", "split", "rows"), *by_split])
 
 
 def percentiles(values: U32) -> dict[str, int]:
@@ -66,8 +65,3 @@ def count_categories(categories: Sequence[str], codes: Codes) -> dict[str, dict[
     if others := ordered[LARGEST:]:
         found[OTHERS] = sum((counts[category] for category in others), Counter())
     return {category: {name: count[name] for name in NAMES} for category, count in found.items()}
-
-
-def _write_csv(path: Path, rows: Iterable[tuple[str | int, ...]]) -> None:
-    with atomic_file(path) as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
