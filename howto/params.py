@@ -4,8 +4,6 @@ A section of another stage can stop a stage, but it never changes an output. So 
 imports and that dvc.yaml does not name.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from howto.core.config import Params, read_sections

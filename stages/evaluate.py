@@ -8,8 +8,6 @@ writes:  metrics/metrics.json (the numbers that runs are compared by), metrics/e
          log/hasil.jsonl (both models' answers to each row)
 """
 
-from __future__ import annotations
-
 import argparse
 from importlib.metadata import version
 

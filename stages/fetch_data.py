@@ -4,8 +4,6 @@ params:  profiles.<profile>.data
 writes:  data/raw/rows/, and data/raw/test/ where held-out rows come from a place of their own
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

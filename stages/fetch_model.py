@@ -4,8 +4,6 @@ params:  profiles.<profile>.model, and profiles.<profile>.machine.precision for 
 writes:  models/base/ (a Hugging Face folder)
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -6,8 +6,6 @@ writes:  data/prepared/{train,validation,test,rejected}.jsonl,
          metrics/data.json, metrics/lengths.csv, metrics/categories.csv
 """
 
-from __future__ import annotations
-
 import argparse
 from collections import Counter
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """Atomic writes: a file or folder is written under a temporary name and then renamed, so it is complete or absent."""
 
-from __future__ import annotations
-
 import csv
 import glob
 import json

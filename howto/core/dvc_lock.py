@@ -1,7 +1,5 @@
 """Read dvc.lock, in which DVC records the last run of each stage."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Errors for people: one line that says what is wrong, where, and what to do, and a non-zero exit status."""
 
-from __future__ import annotations
-
 import errno
 import functools
 import os

@@ -1,7 +1,5 @@
 """sha256 of files, checked against the hashes in params.yaml."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ DVC prevents two `dvc repro` from running one stage. It does not prevent a stage
 nor a new stage beside an orphan whose DVC was killed a moment ago.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

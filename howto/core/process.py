@@ -1,7 +1,5 @@
 """Signals and orphans: a stage ends within seconds of Ctrl-C, SIGTERM, or the death of its DVC."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """The rows that stages exchange, and reading and writing them as JSON lines."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Recognise step-by-step text: numbered lists, and the other forms of steps that people write."""
 
-from __future__ import annotations
-
 import re
 from typing import NamedTuple
 

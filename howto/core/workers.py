@@ -1,7 +1,5 @@
 """Worker processes: results come in order, and the number of items in progress is bounded."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """Types of the arrays that have one entry for each row."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,6 @@
 has been cleaned is not changed by cleaning it again.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable

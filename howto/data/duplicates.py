@@ -1,7 +1,5 @@
 """Reject the rows that repeat an earlier one, exactly or nearly."""
 
-from __future__ import annotations
-
 import numpy as np
 from tqdm import tqdm
 

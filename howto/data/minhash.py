@@ -5,8 +5,6 @@ sets. Signatures find the candidate pairs; the sets then decide. So a threshold 
 chance: it finds 99 % of the pairs at the threshold, and more above it.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Read the texts of one raw row, or say what is wrong with it."""
 
-from __future__ import annotations
-
 import json
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@ Every format becomes JSON lines, so a row has one form whatever file it is from.
 except with a JSON list, which is read as a whole.
 """
 
-from __future__ import annotations
-
 import bz2
 import codecs
 import csv

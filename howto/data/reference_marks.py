@@ -10,8 +10,6 @@ common in code, or the text is about arrays and the like, it is removed only if 
 because then the text is from Wikipedia.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

@@ -3,8 +3,6 @@
 This is the part of `prepare` that looks at one row at a time, so several processes can share it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

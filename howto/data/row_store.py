@@ -1,7 +1,5 @@
 """All usable rows: their texts are on disk; the numbers that compare them are in memory."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

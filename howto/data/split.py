@@ -8,8 +8,6 @@ To split groups of such rows would keep every row. But a new row that joins two 
 a model is scored on rows that an earlier one was trained on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Count what became of the raw rows, as metrics and as plots."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Baselines: answers that need no model. A model that scores less has learnt less than they give for free."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The `evaluate` section of params.yaml."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """The numbers of a run: all of them for metrics/evaluation.json, and the few that runs are compared by."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

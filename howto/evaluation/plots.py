@@ -1,7 +1,5 @@
 """The tables behind `dvc plots` and the report's charts: ROUGE by kind, by group of rows, by difference, by length."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

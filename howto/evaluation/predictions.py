@@ -1,7 +1,5 @@
 """Read the prediction files, and check that they answer the test rows and are the ones that dvc.lock records."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Put both models' answers to each test row side by side, for log/hasil.jsonl and the report."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

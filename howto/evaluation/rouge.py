@@ -6,8 +6,6 @@ al. 2001, "A fast and practical bit-vector algorithm for the longest common subs
 "Bit-parallel LCS-length computation revisited"). A word is stemmed once in a process.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Score answers against references: ROUGE, length, repetition, words copied from the prompt, similarity."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Confidence intervals of means over test rows, and p-values of differences between two models."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ of GRAPH_POSITIONS. Results for unused slots are dropped, and positions that a r
 few sizes because a capture takes longer than many steps, and a batch is full for most of a run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

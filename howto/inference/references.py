@@ -1,7 +1,5 @@
 """How likely the model finds the references: the basis of perplexity."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """A JSONL file of finished records, so that a stopped run can resume."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ The random numbers of a row come from its id and its seed. So a sampled answer d
 its batch, nor on how many rows were answered before a run was killed.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Copies between host and GPU that the host does not wait for. On a CPU nothing is copied."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

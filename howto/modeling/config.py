@@ -1,7 +1,5 @@
 """The `machine` sections of params.yaml: the hardware settings that change results."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from pydantic import Field

@@ -3,8 +3,6 @@
 Without graphs the host takes longer to start the many kernels than a GPU takes to run them.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar

@@ -4,8 +4,6 @@ DVC records the inputs of a stage when the stage ends, so it would record an edi
 used. And a run with other inputs must never resume a checkpoint.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

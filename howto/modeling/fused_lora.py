@@ -4,8 +4,6 @@ On a CPU half of a LoRA training step would go into the adapter's dropout, into 
 are not laid out along memory. The results are the same but for rounding, and dropout has the same distribution.
 """
 
-from __future__ import annotations
-
 import weakref
 from functools import partial
 from types import MethodType

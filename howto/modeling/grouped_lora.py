@@ -5,8 +5,6 @@ replaces three for each adapter. In the backward pass, one product gives the gra
 inner activations.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from types import MethodType
 from typing import Any

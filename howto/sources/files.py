@@ -1,7 +1,5 @@
 """What a source in params.yaml names, and which of its files hold rows."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -4,8 +4,6 @@ The library honours HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE, its timeouts
 one run it resumes a download that breaks. A later run keeps complete files, and starts the others again.
 """
 
-from __future__ import annotations
-
 import errno
 import glob
 import warnings

@@ -5,8 +5,6 @@ of empty files with the repository's names, and reads the split's own files once
 goes through `howto.sources.hub`, and no file of another split is fetched.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Files that an installed Python package ships, found without importing the package."""
 
-from __future__ import annotations
-
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path

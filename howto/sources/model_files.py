@@ -1,7 +1,5 @@
 """The files of a Hugging Face model, and whether they can be loaded without code of the model's own."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from fnmatch import fnmatchcase

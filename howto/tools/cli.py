@@ -1,7 +1,5 @@
 """The `howto` command. What a command needs is imported when it runs, so that `--help` answers at once."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Compare the fine-tuned models of two versions of the project on the test rows that both have."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist

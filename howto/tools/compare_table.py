@@ -1,7 +1,5 @@
 """Print, in a terminal, the last run's base and fine-tuned model, or the comparison of two versions."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from statistics import median

@@ -3,8 +3,6 @@
 howto doctor        one line per check; exit status 1 if there is a problem
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -6,8 +6,6 @@ reads:   models/base/, models/adapter/, params.yaml, dvc.lock, metrics/evaluatio
 writes:  models/exported/: weights, tokenizer with its chat template, LICENSE, NOTICE, and a model card
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -6,8 +6,6 @@ was killed and its number belongs to another process now, as after a restart of 
 cache stop nothing, but DVC never removes them.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import time

@@ -4,8 +4,6 @@ howto verify             `make run`, which sets up a new environment in the clon
 howto verify --here      `dvc repro` in this environment
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Read the answers of one version of the project: of this folder, or of a git revision or DVC experiment."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

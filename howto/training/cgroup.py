@@ -4,8 +4,6 @@ Files that the kernel caches count as used, and are freed when memory is needed.
 were not read for a while are left out.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")

@@ -3,8 +3,6 @@
 They are in a folder that DVC does not track: it removes a stage's outputs before the stage runs.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

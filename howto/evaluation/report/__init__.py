@@ -3,8 +3,6 @@
 page.html is its frame; page.css and page.js are put into it. Texts of rows go in as JSON, never as HTML.
 """
 
-from __future__ import annotations
-
 import base64
 import csv
 import hashlib

@@ -4,8 +4,6 @@ If a process ends, the operating system tells its peers. If a host loses power o
 other hosts would wait for very long.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

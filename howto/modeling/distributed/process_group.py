@@ -5,8 +5,6 @@ response tokens of all its rows before the backward pass. So the sum over proces
 has all rows, whatever the shares are.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import os
 import socket
