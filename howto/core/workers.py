@@ -18,19 +18,20 @@ QUEUE_PER_WORKER = 6  # items taken before the first result is yielded
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may run on, at most MAX_WORKERS."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_WORKERS)
+    """Return how many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_in_order(function: Callable[[T], R], items: Iterable[T], processes: int) -> Iterator[R]:
     """Yield `function(item)` for each item, in order, computed by so many processes including this one.
 
-    This process computes an item itself whenever the others have enough to do, for instance while they start.
+    There are at most MAX_WORKERS. This process computes an item itself whenever the others have enough to do, for
+    instance while they start.
     """
     if processes < 2:
         yield from map(function, items)
         return
+    processes = min(processes, MAX_WORKERS)
     others = processes - 1
     context = multiprocessing.get_context("spawn")  # forked libraries wait for threads that fork did not copy
     pending: deque[Future[R]] = deque()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from howto.core.config import Params
 from howto.core.errors import UserError, one_line
 from howto.core.instruction_set import cpu_name, has_avx2
+from howto.core.workers import usable_cores
 from howto.modeling.config import Machine, ProfileMachine
 from howto.params import read_params
 from howto.sources.config import Data, Model
@@ -170,7 +171,7 @@ def _memory(params: Params) -> Finding:
 
 def _threads(params: Params) -> Finding:
     """Compare machine.threads of all training processes with the cores that this process may use."""
-    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    cores = float(usable_cores())
     try:
         quota, period = (CGROUP / "cpu.max").read_text(encoding="ascii").split()
         cores = min(cores, int(quota) / int(period))
