@@ -13,12 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stages.prepare
-from howto.core.errors import UserError
 from howto.data.clean_text import normal_key
 from howto.data.config import Prepare
 from howto.data.minhash import jaccard, shingle_set
-from tests.conftest import run_stage
-from tests.support.raw_files import PARAMS, SPLITS, Prepared, Raw, jsonl, prepare, read_jsonl, with_params
+from tests.support.raw_files import PARAMS, SPLITS, Prepared, Raw, jsonl, prepare, read_jsonl, with_params, words
 
 OWN_FORMAT = {"instruction": "input", "context": "context", "response": "output", "category": "category"}
 SOURCE = "data/raw/rows/made.jsonl"
@@ -38,16 +36,9 @@ def raw(intent: str, response: str = "Do it.", context: str = "", category: str 
     return {"instruction": intent, "context": context, "response": response, "category": category}
 
 
-def word(number: int) -> str:
-    """A word of its own for each number."""
-    draw = random.Random(number)
-    return "".join(draw.choice("bcdfghjklmnpqrstvwxz") + draw.choice("aeiou") for _ in range(4)) + str(number)
-
-
 def plain(count: int, start: int = 0) -> list[Raw]:
     """Rows that have nothing to do with each other."""
-    numbers = range(start, start + count)
-    return [raw(f"{word(n)} {word(7 * n + 1)} {word(31 * n + 5)}", f"{word(3 * n + 2)} {n}.") for n in numbers]
+    return [raw(words(n, 6), f"{words(n, 8)[-11:]} {n}.") for n in range(start, start + count)]
 
 
 def intent_of(row: Raw) -> str:
@@ -75,7 +66,7 @@ def assert_nothing_leaks(made: Prepared) -> None:
         assert not [other for other, another in intents[:number] if split != another and jaccard(one, other) >= 0.8]
 
 
-def test_every_rejected_row_is_listed_with_its_line_its_reason_and_its_text() -> None:
+def test_every_rejected_row_is_listed_with_line_reason_and_text_and_each_reason_can_be_switched_off() -> None:
     good = plain(60)
     text = "The very long context of this row."
     bad = {
@@ -95,13 +86,8 @@ def test_every_rejected_row_is_listed_with_its_line_its_reason_and_its_text() ->
     assert {reason for reason, count in made.metrics["rejected"].items() if count} == bad.keys()
     assert sum(made.metrics["splits"].values()) == sum(c["all"] for c in made.metrics["categories"].values()) == 60
 
-
-def test_every_rejection_can_be_switched_off() -> None:
-    rows, text = plain(40), "A context that is given back."
-    rows += [raw("", "An answer."), raw("A question?", ""), raw("Sum it up.", text, text), rows[0]]
     off = with_params(reject={"empty": False, "repeated_context": False}, duplicates={"exact": False, "near": None})
-    made = prepared(rows, off)
-    assert made.rejected == [] and len(made.kept) == 44
+    assert len(prepared([*good, *bad.values()], off).kept) == 66
 
 
 def test_cleaned_rows_are_counted_by_step_and_stay_as_they_are_if_it_is_off() -> None:
@@ -123,17 +109,11 @@ def test_procedural_rows_are_counted_and_the_others_can_be_rejected() -> None:
 
 
 def test_lengths_are_those_of_the_rows_that_are_kept(tmp_path: Path) -> None:
-    rows = [raw(word(n), "x" * n, category="c") for n in range(1, 101)]
+    rows = [raw(words(n, 1), "x" * n, category="c") for n in range(1, 101)]
     made = prepared(rows, with_params(duplicates={"near": None}), folder=tmp_path)
     assert made.metrics["characters"]["response"] == {"median": 50, "p90": 90, "p99": 99, "longest": 100}
     histogram = (tmp_path / "metrics/lengths.csv").read_text(encoding="utf-8").splitlines()
     assert {"response,1,1", "response,2,2", "response,4,4", "response,64,37"} <= set(histogram)
-
-
-def test_categories_beyond_the_largest_are_summed_up() -> None:
-    categories = prepared([{**row, "category": f"c{n % 50}"} for n, row in enumerate(plain(400))]).metrics["categories"]
-    assert len(categories) == 31 and list(categories)[-1] == "(others)"
-    assert sum(counts["all"] for counts in categories.values()) == 400
 
 
 def test_further_references_are_cleaned_and_written_only_for_rows_that_have_some() -> None:
@@ -214,12 +194,6 @@ def test_a_smaller_share_of_train_is_a_part_of_a_larger_one() -> None:
     assert small < medium < large
 
 
-def test_more_rows_than_there_are_stop_the_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"prepare.split: expected 510 rows or more, got 60"):
-        prepared(plain(60), with_params(split={"test": 500, "validation": 10}), folder=tmp_path)
-    assert not (tmp_path / "data/prepared").exists()
-
-
 def test_rows_that_match_a_given_test_are_rejected() -> None:
     radiator = "How do I bleed the old radiator in the hall downstairs?"
     test = [raw(radiator, "Open the valve."), raw("Who wrote it?", "She did.", "A long text about a book.")]
@@ -242,7 +216,7 @@ def test_rows_that_match_a_given_test_are_rejected() -> None:
 
 
 def test_of_a_given_test_only_empty_and_repeated_rows_are_rejected_and_no_other_row_enters_it() -> None:
-    text, near = "A context that is given back.", "How do I fix " + " ".join(map(word, range(20)))
+    text, near = "A context that is given back.", "How do I fix " + words(0, 20)
     test = [raw("Sum it up.", text, text), raw(near, "Solder it."), raw(near + "?!", "Solder  it"), raw("Empty?", "")]
     test += [raw(near + "s", "Solder it.")]
     made = prepared(plain(400), with_params(reject={"min_characters": 12, "max_characters": 20}), test)
@@ -253,7 +227,7 @@ def test_of_a_given_test_only_empty_and_repeated_rows_are_rejected_and_no_other_
 
 
 def test_a_near_duplicate_is_rejected_and_a_row_with_another_answer_is_kept() -> None:
-    answer, other, context = (" ".join(map(word, range(start, start + 40))) for start in (0, 50, 100))
+    answer, other, context = (words(number, 40) for number in range(3))
     question = "How do I take the whole engine of this old car apart?"
     rows = [raw(question, answer), raw(question + "?", answer + " Indeed."), raw(question, other)]
     rows += [raw("May I?", yes_or_no, context) for yes_or_no in ("You may.", "You may not.")]
@@ -262,8 +236,8 @@ def test_a_near_duplicate_is_rejected_and_a_row_with_another_answer_is_kept() ->
 
 
 def test_a_chain_of_near_duplicates_does_not_shrink_to_its_first_row() -> None:
-    words = list(map(word, range(60)))
-    chain = [raw("Tell me more.", " ".join(words[n : n + 50])) for n in range(10)]
+    text = words(0, 60)
+    chain = [raw("Tell me more.", text[6 * n : 6 * n + 300]) for n in range(10)]
     made = prepared([*plain(40), *chain])
     kept = [shingle_set(row["output"]) for row in made.kept if row["input"] == "Tell me more."]
     assert 1 < len(kept) < len(chain)
@@ -277,21 +251,6 @@ def test_several_processes_make_the_same_bytes_as_one(tmp_path: Path, monkeypatc
     prepared(rows, folder=tmp_path / "two")
     for path in sorted((tmp_path / "one").rglob("*.*")):
         assert (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes() == path.read_bytes()
-
-
-def test_prepare_and_fetch_data_import_no_heavy_library_for_json_lines(tmp_path: Path, small_params: str) -> None:
-    (tmp_path / "params.yaml").write_text(small_params, encoding="utf-8")
-    (tmp_path / "watched.py").write_text(
-        "import sys\n"
-        "import stages.fetch_data, stages.prepare\n"
-        "stages.fetch_data.main()\n"
-        "stages.prepare.main()\n"
-        "assert not {'torch', 'transformers', 'pandas', 'pyarrow', 'datasets'} & sys.modules.keys()\n",
-        encoding="utf-8",
-    )
-    done = run_stage(tmp_path, "watched")
-    assert done.returncode == 0, done.stderr
-    assert "rows kept" in done.stdout
 
 
 def test_on_dolly_no_intent_or_context_of_the_given_test_is_left_in_train(real_data: Path) -> None:

@@ -18,49 +18,32 @@ from howto.data.split import NONE, TEST, TRAIN, VALIDATION, deal, find_leaks
 T, V, R, N = TEST, VALIDATION, TRAIN, NONE
 
 
-def split(places: list[float], given_test: tuple[bool, ...] = (), **changes: object) -> list[int]:
-    values = {"train": "rest", "validation": 0.1, "test": 0.1, "near_intents": None, "seed": 0, **changes}
-    mask = np.array(given_test or [False] * len(places))
-    found: list[int] = deal(np.array(places, dtype=np.float64), mask, Split.model_validate(values)).tolist()
-    return found
-
-
-def test_the_lowest_places_are_the_test_then_validation_and_the_highest_are_train() -> None:
-    assert split([0.0, 0.099, 0.1, 0.199, 0.2, 0.999]) == [T, T, V, V, R, R]
-    assert split([0.05, 0.15, 0.4, 0.5, 0.9], train=0.5) == [T, V, N, R, R]
-
-
-def test_numbers_of_rows_are_met_and_rows_of_one_intent_stay_together() -> None:
-    places = [0.3, 0.1, 0.2, 0.6, 0.6, 0.8, 0.9]
-    assert split(places, test=2, validation=1, train=2) == [V, T, T, N, N, R, R]
-    assert split(places, test=3, validation=1).count(V) == 2
-
-
-def test_a_given_test_is_the_test_and_no_other_row_is() -> None:
-    assert split([0.05, 0.5, 0.05, 0.15], (True, True, False, False)) == [T, T, V, R]
-
-
 @given(
     st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=60),
     st.sampled_from([0, 0.0, 1, 5, 0.1, 0.5]),
     st.sampled_from([0, 0.2, 3]),
     st.sampled_from(["rest", 0.25, 4]),
 )
-def test_every_row_gets_one_split_and_parts_have_their_sizes(
+def test_splits_lie_in_the_order_of_places_have_their_sizes_and_keep_rows_of_one_intent_together(
     places: list[float], test: float, validation: float, train: float | str
 ) -> None:
-    sizes = {"test": test, "validation": validation, "train": train}
-    least = sum(part for part in sizes.values() if isinstance(part, int))
+    sizes = Split.model_validate(
+        {"test": test, "validation": validation, "train": train, "near_intents": None, "seed": 0}
+    )
+    least = sum(part for part in (test, validation, train) if isinstance(part, int))
+    no_given_test = np.zeros(len(places), dtype=bool)
     if least > len(places):
         with pytest.raises(UserError, match=f"expected {least} rows or more"):
-            split(places, (), **sizes)
+            deal(np.array(places), no_given_test, sizes)
         return
-    found = split(places, (), **sizes)
+    found = deal(np.array(places), no_given_test, sizes).tolist()
     if len(set(places)) == len(places) and isinstance(test, int):
         assert found.count(T) == test
     if train == "rest":
         assert N not in found
-    by_place = [code for _, code in sorted(zip(places, found, strict=True))]
+    pairs = sorted(zip(places, found, strict=True))
+    assert len(set(pairs)) == len(set(places))
+    by_place = [code for _, code in pairs]
     assert by_place == sorted(by_place, key=[T, V, N, R].index)
 
 
@@ -70,11 +53,6 @@ def leaks(
     hashes = [np.array(keys, dtype=np.uint64) for keys in (intents, contexts)]
     found = find_leaks(np.array(codes, dtype=np.uint8), hashes[0], hashes[1], index)
     return {what: rows.tolist() for what, rows in found.items() if (rows >= 0).any()}
-
-
-def test_a_row_that_shares_a_context_with_the_test_or_with_validation_is_a_leak() -> None:
-    found = leaks([T, V, R, R, R, V], [1, 2, 3, 4, 5, 6], [7, 8, 7, 8, 0, 0])  # 0: no context
-    assert found == {"context": [-1, -1, 0, 1, -1, -1]}
 
 
 def test_a_validation_row_that_leaks_itself_takes_no_row_from_train() -> None:

@@ -13,20 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.support.fetching import (
-    DATA,
-    MODEL,
-    OTHERS,
-    PARTS,
-    ROWS,
-    SHARDS,
-    STAGES,
-    WEIGHTS,
-    Place,
-    listing,
-    rows,
-    weights,
-)
+from tests.support.fetching import DATA, MODEL, OTHERS, PARTS, ROWS, SHARDS, STAGES, WEIGHTS, Place, listing, weights
 from tests.support.hub import COMMIT, OLDER, Fault, Hub, sha256
 
 PINNED_MODEL = f"{{source: {MODEL}, revision: {COMMIT}}}"
@@ -75,13 +62,11 @@ def test_the_files_of_a_data_set_are_the_selected_ones(
     [
         ("model", "{source: someone/else}", "someone/else: the hub has no such repository"),
         ("model", f"{{source: {MODEL}, revision: {'d' * 40}}}", "the hub has no such revision"),
-        ("model", "{source: someone--not/x}", "not an id of the hub"),
         ("model", "{source: not a source}", "expected a path or a hub id"),
         ("model", "{source: someone/pickled}", "no model.safetensors weights"),
         ("model", "{source: someone/adapter}", "no config.json"),
         ("model", "{source: someone/half}", "model-00002-of-00002.safetensors is missing"),
         ("data", f"{{source: {DATA}, file: nothing.jsonl}}", "no file that matches 'nothing.jsonl'"),
-        ("data", "{source: someone/pictures}", "it has 1.png, 2.png"),
         ("data", "{source: someone/escape}", "a file outside of itself, '/escaped.jsonl'"),
         ("data", "{source: someone/climb}", "a file outside of itself"),
     ],
@@ -93,9 +78,8 @@ def test_what_the_hub_does_not_have_is_one_line(hub: Hub, place: Place, what: st
         "models/someone/pickled": {**PARTS, "pytorch_model.bin": b"pickled"},
         "models/someone/adapter": {"adapter_config.json": b"{}", "adapter_model.safetensors": WEIGHTS},
         "models/someone/half": half,
-        "datasets/someone/pictures": {"1.png": b"", "2.png": b""},
-        "datasets/someone/escape": {"/escaped.jsonl": rows(1)},
-        "datasets/someone/climb": {"a/../../../../../escaped.jsonl": rows(1)},
+        "datasets/someone/escape": {"/escaped.jsonl": ROWS["rows.jsonl"]},
+        "datasets/someone/climb": {"a/../../../../../escaped.jsonl": ROWS["rows.jsonl"]},
     }
     place.fails(what, source, phrase)
     assert not any(path.name == "escaped.jsonl" for path in place.folder.rglob("*"))
@@ -121,7 +105,6 @@ def test_a_gated_model_comes_with_a_token_that_is_written_nowhere(
     [
         (Fault(500, "api/"), "the hub answered 500. Run again later"),
         (Fault(403, "resolve/"), "the hub answered 403"),
-        (Fault(407, "api/"), "the hub answered 407"),
         (Fault("page"), "the answer is not that of a hub"),
         (Fault("page", "resolve/"), "the answer is not that of a hub"),
         (Fault("silence"), "failed (ReadTimeout)"),
@@ -209,15 +192,8 @@ def test_a_full_disk_is_one_line_and_with_more_space_the_next_run_succeeds(hub: 
         {sys.executable} -m stages.fetch_model
     """
     place.write(model=PINNED_MODEL)
-    done = subprocess.run(
-        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
-        check=False,
-        cwd=place.folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command, environment = ["unshare", "-rm", "sh", "-c", script], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, check=False, cwd=place.folder, env=environment, capture_output=True, text=True)
     if done.returncode == 99 or done.stderr.startswith("unshare"):
         pytest.skip(f"no small disk can be mounted here: {done.stderr}")
     assert done.returncode == 0 and done.stdout.startswith("fetch_model: copied"), "the first run left something"
