@@ -19,8 +19,6 @@ from howto.evaluation.scoring import score
 from tests.support.answers import CONFIG, prediction, row
 
 STEPS, SHADE = "1. Go home.\n2. Sleep well.", "A fern needs shade."
-
-
 ROWS = [row(0, STEPS), row(1, SHADE)]
 
 
@@ -46,14 +44,6 @@ def test_an_empty_answer_is_counted_and_scores_0_and_the_reference_itself_1() ->
     assert found["base"]["empty"] == 2 and found["adapter"]["empty"] == 0
     assert found["ceiling"] == {"reference": 1.0} and found["baselines"].keys() == LABELS.keys()
     assert [found["delta"][name] for name in ("wins", "ties", "losses")] == [2, 0, 0]
-
-
-def test_a_model_against_itself_shows_no_difference() -> None:
-    same = [["1. Go.\n2. Stop."], ["Shade."]]
-    found = measured(same, same)
-    assert found["delta"]["rougeL"] == found["delta"]["rougeL_low"] == found["delta"]["rougeL_high"] == 0
-    assert found["delta"]["p_value"] == 1 and found["delta"]["ties"] == 2
-    assert "no clear difference: +0.0000 ROUGE-L, 95%" in verdict(found, 0.95)
 
 
 def test_answers_are_described_by_hand_computed_numbers() -> None:

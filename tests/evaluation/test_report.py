@@ -176,9 +176,7 @@ def test_it_shows_the_verdict_the_numbers_and_the_charts_of_the_run_and_requests
     assert "0.3000" in page("#losses .keys").text
     assert page.run("return performance.getEntriesByType('resource')") == []
 
-
-def test_gains_of_groups_have_a_sign_and_a_colour_only_if_the_interval_excludes_zero(page: Page) -> None:
-    page.open(CONTENT)
+    # Gains of groups have a sign, and a colour only if the interval excludes zero.
     assert page.table("#slice-table") == {
         "open_qa": ["40", "0.1000", "0.6000", "", "+0.5000", "[+0.4000, +0.6000]"],
         "summarization": ["40", "0.1000", "0.6000", "", "\u22120.2500", "[\u22120.3500, \u22120.1500]"],

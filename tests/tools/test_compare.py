@@ -118,20 +118,14 @@ def test_an_experiment_is_compared_with_what_differs(project: Path, tmp_path: Pa
     run(project, "dvc", "checkout", "-q")
     slow = metrics(project)["adapter"]["rougeL"]
     assert fast != slow
-    file = tmp_path / "found.json"
-    done = compare(project, "fast", "--json", str(file), "--rows", "2")
-    found = json.loads(file.read_text(encoding="utf-8"))
+    done = compare(project, "fast", "--json", str(tmp_path / "found.json"), "--rows", "2")
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert (found["old"]["metrics"]["rougeL"], found["new"]["metrics"]["rougeL"]) == (fast, slow)
     assert found["params"] == {"profiles.<profile>.train.learning_rate": [0.05, 0.01]}
     assert "models/adapter" in found["hashes"] and "models/base" not in found["hashes"]
     assert "│ profiles.<profile>.train.learning_rate │ 0.05 │ 0.01 │" in done.stdout
     assert "Largest gains:" in done.stdout or "Largest regressions:" in done.stdout
     assert run(project, "git", "status", "--porcelain") == ""
-
-    assert compare(project, "HEAD", "fast", "--json", str(file)).returncode == 0
-    turned = json.loads(file.read_text(encoding="utf-8"))
-    assert turned["delta"]["rougeL"] == -found["delta"]["rougeL"]
-    assert turned["delta"]["wins"] == found["delta"]["losses"]
 
 
 def test_test_sets_that_differ_are_compared_on_their_common_rows(project: Path) -> None:
@@ -186,10 +180,3 @@ def test_answers_of_an_older_adapter_or_that_dvc_lock_does_not_record_are_not_co
     answers = read_rows(project / ADAPTER, Prediction)
     write_rows(project / ADAPTER, [answers[0].model_copy(update={"text": "mine"}), *answers[1:]])
     fails(compare(project, "HEAD"), "adapter.jsonl: not the file that dvc.lock records")
-
-
-def test_json_that_cannot_be_written_is_an_error_before_the_work(known: Path) -> None:
-    done = compare(known, "HEAD", "--json", str(known / "params.yaml/found.json"))
-    fails(done, "params.yaml/found.json")
-    assert done.stdout == ""
-    assert run_here(main, known, "compare", "--json", "x.json").returncode == 2
