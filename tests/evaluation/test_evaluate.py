@@ -53,7 +53,7 @@ def test_the_files_of_a_run_agree_with_each_other_and_metrics_are_numbers_only(f
         assert by_metric["adapter", kind] == pytest.approx(evaluation["adapter"][kind], abs=1e-6)
     metrics = json.loads((finished / "metrics/metrics.json").read_text(encoding="utf-8"))
     assert metrics["delta"]["rougeL"] == evaluation["delta"]["rougeL"]
-    assert {type(leaf) for leaf in flatten([metrics, evaluation]).values()} == {int, float}
+    assert {type(leaf) for leaf in flatten({"a": metrics, "b": evaluation}).values()} == {int, float}
     report = (finished / "metrics/report.html").read_text(encoding="utf-8")
     assert f"{evaluation['delta']['rougeL']:+.4f} ROUGE-L" in report
 

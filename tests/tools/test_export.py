@@ -114,12 +114,11 @@ def test_its_model_card_has_the_numbers_of_the_evaluation(exported: Path) -> Non
 
 def test_a_card_without_an_evaluation_says_so_and_names_the_sources(workplace: Path) -> None:
     (workplace / "metrics/evaluation.json").write_text('{"rows": 3}', encoding="utf-8")
-    (workplace / "dvc.lock").write_text("stages:\n  train: [", encoding="utf-8")
     edit_params(workplace, "\nprofile: smollm2", "\nprofile: tinyllama")
     edit_params(workplace, "Write step-by-step", "Write, | step by step,")
     assert export(workplace).returncode == 0
     card = text_of(workplace / "models/exported/README.md")
-    assert "It was not evaluated." in card and "ROUGE" not in card and "md5" not in card
+    assert "It was not evaluated." in card and "ROUGE" not in card
     assert front_matter(workplace / "models/exported")["base_model"] == "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
     assert "revision fe8a4ea1ffedaf415f4da2f062534de366a451e6 (weights sha256 " in card
     assert "| Write, \\| step by step, instructions" in card  # a cell of its table
