@@ -26,16 +26,8 @@ def test_random_answers_are_training_answers_and_depend_on_the_seed() -> None:
     assert first == again != other
 
 
-def test_a_rare_word_weighs_more_than_a_common_one() -> None:
+def test_a_rare_word_weighs_more_than_a_common_one_and_without_a_common_word_the_first_row_is_nearest() -> None:
     among = ["the the fern", "the the the the violin", "the loaf", "the soup"]
-    assert nearest_rows(["the the the fern"], among) == [0]
-
-
-def test_a_text_without_a_common_word_gets_the_first_row() -> None:
-    assert nearest_rows(["zzz", "", "soup"], ["fern", "soup"]) == [0, 0, 1]
-    assert nearest_rows(["fern"], ["?", "!"]) == [0]
-
-
-def test_more_texts_than_a_batch_are_compared() -> None:
-    among = [f"word{n} here" for n in range(700)]
-    assert nearest_rows([f"word{n}" for n in range(700)], among) == list(range(700))
+    assert nearest_rows(["the soup", "the the the fern", "zzz", ""], among) == [3, 0, 0, 0]
+    many = [f"word{n} here" for n in range(700)]  # more than a batch
+    assert nearest_rows(many, many) == list(range(700))

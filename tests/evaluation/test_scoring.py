@@ -58,20 +58,15 @@ def encoder(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_model_that_params_name_adds_the_similarity_in_meaning(workplace: Path, encoder: Path) -> None:
+    fern = "Water the fern."
+    pairs = [(fern, fern), (fern, "Water the big fern."), (fern, "Tune a violin.")]
+    same, alike, other = similarities(str(encoder), pairs)
+    assert pytest.approx(1, abs=1e-5) == same > alike > other
     edit_params(workplace, "embedding_model: null", f"embedding_model: {encoder}")
     assert run_here(evaluate, workplace).returncode == 0
     evaluation = json.loads((workplace / "metrics/evaluation.json").read_text(encoding="utf-8"))
     base, adapter, delta = (evaluation[part]["similarity"] for part in ("base", "adapter", "delta"))
     assert -1 <= base <= 1 and delta == pytest.approx(adapter - base, abs=2e-6)
-
-
-def test_the_same_text_has_similarity_1_and_a_paraphrase_more_than_another_text(encoder: Path) -> None:
-    fern = "Water the fern."
-    same, alike, other = similarities(
-        str(encoder), [(fern, fern), (fern, "Water the big fern."), (fern, "Tune a violin.")]
-    )
-    assert same == pytest.approx(1, abs=1e-5)
-    assert same > alike > other
 
 
 def test_a_missing_embedding_model_or_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

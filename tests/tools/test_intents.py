@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -45,8 +44,6 @@ def test_each_kind_of_file_gives_the_intents_with_their_lines(
 def test_an_intent_may_have_a_context_and_the_first_field_that_is_present_has_the_intent(tmp_path: Path) -> None:
     line = b'{"context": "of two\\nlines ", "input": "two", "intent": "one"}'
     assert read(tmp_path, ".jsonl", line) == ([(1, "one", "of two\nlines")], [])
-    rows = b'intent,context\none,"of two\nlines"\n"three, four",\n'
-    assert read(tmp_path, ".csv", rows) == ([(2, "one", "of two\nlines"), (4, "three, four", "")], [])
 
 
 @pytest.mark.parametrize(
@@ -54,21 +51,13 @@ def test_an_intent_may_have_a_context_and_the_first_field_that_is_present_has_th
     [
         (".txt", b"How \xff?"),
         (".jsonl", b"How?"),
-        (".jsonl", b'["How?"]'),
-        (".jsonl", b'{"intent": "How?", "n": ' + b"1" * 5000 + b"}"),
-        (".jsonl", b'{"intent": "x", "more": ' + b"[" * 100_000),
         (".jsonl", b'{"question": "How?"}'),
-        (".jsonl", b'{"intent": 17}'),
         (".jsonl", b'{"intent": " \\n"}'),
         (".jsonl", b'{"intent": "How?", "context": false}'),
-        (".jsonl", b'{"intent": "\xff"}'),
-        (".jsonl", b'{"intent": "\\ud83d"}'),
         (".csv", b"\xe9t\xe9,"),
         (".csv", b"one, two, three"),
-        (".csv", b"one"),
         (".csv", b",a context"),
     ],
-    ids=lambda value: str(value)[:30],
 )
 def test_a_bad_line_is_named_and_the_others_are_read(tmp_path: Path, suffix: str, line: bytes) -> None:
     good = {".txt": [b"one", b"two"], ".jsonl": [b'{"input": "one"}', b'{"input": "two"}'], ".csv": [b"one,", b"two,"]}
@@ -79,8 +68,9 @@ def test_a_bad_line_is_named_and_the_others_are_read(tmp_path: Path, suffix: str
 
 
 def test_a_csv_row_is_named_by_the_line_on_which_it_begins(tmp_path: Path) -> None:
-    intents, (error,) = read(tmp_path, ".csv", b'intent\none\n"two\nlines"\n"not\none",x\nthree\n')
-    assert intents == [(2, "one", ""), (3, "two\nlines", ""), (7, "three", "")]
+    rows = b'intent,context\none,"a, b"\n"two\nlines",\n"not\none"\nthree,c\n'
+    intents, (error,) = read(tmp_path, ".csv", rows)
+    assert intents == [(2, "one", "a, b"), (3, "two\nlines", ""), (7, "three", "c")]
     assert error.startswith(".csv:5: ")
 
 
@@ -88,19 +78,14 @@ def test_a_csv_row_is_named_by_the_line_on_which_it_begins(tmp_path: Path) -> No
     ("name", "content", "message"),
     [
         ("missing.txt", None, "missing.txt: No such file"),
-        ("intents.txt/within.txt", None, "within.txt: Not a directory"),
-        (".", None, "Is a directory"),
         ("utf16.txt", "How?".encode("utf-16-le"), "utf16.txt: expected UTF-8"),
-        ("other.csv", b"question\nHow?\n", "other.csv: expected a column intent"),
         ("empty.csv", b"", "empty.csv: expected a column intent"),
-        ("open.csv", b'intent\none\n"not closed\nthree\n', "open.csv:3: "),
         ("quotes.csv", b'intent\n"a "quoted" word"\n', "quotes.csv:2: "),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_line_with_its_name(
     tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
-    (tmp_path / "intents.txt").write_text("one\n", encoding="utf-8")
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as error:
@@ -108,16 +93,8 @@ def test_a_file_that_cannot_be_read_is_one_line_with_its_name(
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-VALUES = st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text())
-JSON_LINES = st.dictionaries(st.sampled_from(["intent", "context", "x"]), VALUES).map(
-    lambda one: json.dumps(one).encode()
-)
-CSV_PIECES = st.sampled_from([b"intent", b"context", b",", b'"', b"\n", b"\r", b"\xff", b"a", "é".encode(), BOM])
-CONTENTS = st.one_of(
-    st.binary(),
-    st.lists(JSON_LINES).map(b"\n".join),
-    st.lists(CSV_PIECES).map(lambda pieces: b"intent,context\n" + b"".join(pieces)),
-)
+PIECES = [b"intent", b"context", b",", b'"', b"\n", b"\r", b"\xff", "é".encode(), BOM, b'{"intent": ', b'"a"', b"7}"]
+CONTENTS = st.binary() | st.lists(st.sampled_from(PIECES)).map(lambda pieces: b"intent,context\n" + b"".join(pieces))
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

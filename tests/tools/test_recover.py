@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import ENVIRONMENT, call, run_stage
+from tests.conftest import ENVIRONMENT, call, run, run_stage
 
 YAML = "stages:\n  copy:\n    cmd: cp seed.txt made.txt\n    deps: [seed.txt]\n    outs: [made.txt]\n"
 
@@ -30,8 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "dvc.yaml").write_text(YAML, encoding="utf-8")
     (folder / "seed.txt").write_text("1", encoding="utf-8")
     for command in ("git init -q", "dvc repro", "git add -A", "git commit -qm run"):
-        done = call(folder, *command.split())
-        assert done.returncode == 0, done.stderr
+        run(folder, *command.split())
     return folder
 
 
@@ -46,8 +45,6 @@ def project(made: Path, tmp_path: Path) -> Path:
     [
         (".dvc/tmp/rwlock", ""),
         (".dvc/tmp/rwlock", '{"write": {"/home/'),
-        (".dvc/tmp/rwlock", '{"write": 3}'),
-        ("dvc.lock", ""),
         ("dvc.lock", "schema: '2.0'\nstages:\n  copy:\n    "),
         ("dvc.lock", "schema: '2.0'\nstages:\n  copy:\n    cmd: cp seed.txt made.txt\n    deps:\n"),
     ],
