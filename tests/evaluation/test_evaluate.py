@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from dvc.utils.flatten import flatten
 
 from howto.core.errors import UserError
 from howto.core.schema import Row, read_rows
-from howto.evaluation.predictions import read_predictions
+from howto.evaluation.predictions import check_against_lock, read_predictions
 from howto.evaluation.rouge import KINDS, Rouge
 from howto.tools.cli import main as howto
 from tests.conftest import ROOT
@@ -101,3 +102,22 @@ def test_predictions_may_be_in_any_order(workplace: Path) -> None:
     before = read_predictions(workplace / "data/predictions", rows, TEST)
     edited(workplace, lambda lines: lines[::-1])
     assert read_predictions(workplace / "data/predictions", rows, TEST) == before
+
+
+@pytest.mark.parametrize(
+    ("md5", "seeds", "problem"),
+    [
+        ("0" * 32, [0], "not the file that .*dvc.lock records"),
+        (hashlib.md5(b"predictions").hexdigest(), [1], r"made with other params .*\(infer\)"),
+    ],
+)
+def test_predictions_of_another_run_than_dvc_lock_records_are_an_error(
+    tmp_path: Path, md5: str, seeds: list[int], problem: str
+) -> None:
+    path, lock = tmp_path / "adapter.jsonl", tmp_path / "dvc.lock"
+    path.write_text("predictions", encoding="utf-8")
+    params = {"params.yaml": {"infer": {"seeds": seeds}}}
+    stage = {"outs": [{"path": str(path), "md5": md5}], "params": params}
+    lock.write_text(json.dumps({"stages": {"infer@adapter": stage}}), encoding="utf-8")
+    with pytest.raises(UserError, match=problem):
+        check_against_lock(path, lock, {"infer": {"seeds": [0]}}, Path("params.yaml"))
