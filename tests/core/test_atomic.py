@@ -1,7 +1,5 @@
 """A file or folder that exists is complete."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

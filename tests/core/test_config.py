@@ -1,7 +1,5 @@
 """params.yaml is checked as a whole; each mistake is one line that names file, line and key."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

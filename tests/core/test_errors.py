@@ -1,7 +1,5 @@
 """A mistake is one line and a non-zero exit status; a bug keeps its stack trace; SIGTERM ends any call."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sys

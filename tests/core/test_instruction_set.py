@@ -1,7 +1,5 @@
 """NumPy's OpenBLAS computes torch's float32 products, or says in one line why it cannot."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """One process at a time makes an output, and a killed process blocks nobody."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """What counts as a numbered list, and what as steps in any form."""
 
-from __future__ import annotations
-
 import pytest
 
 from howto.core.step_lists import is_numbered, is_procedural, is_well_numbered, step_numbers

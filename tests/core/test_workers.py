@@ -1,7 +1,5 @@
 """Results come back in order, and no worker outlives its parent."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

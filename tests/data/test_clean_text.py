@@ -1,7 +1,5 @@
 """Cleaning removes dirt, keeps what a row says, and changes nothing that it has cleaned."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The project's own rows: each has the form that data/howto/README.md promises, and no two ask the same."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

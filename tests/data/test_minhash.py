@@ -1,7 +1,5 @@
 """Near-duplicates are found, and only near-duplicates."""
 
-from __future__ import annotations
-
 from random import Random
 
 import numpy as np

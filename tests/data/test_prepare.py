@@ -1,7 +1,5 @@
 """`prepare` as a whole: nothing vanishes, nothing leaks, and no row moves."""
 
-from __future__ import annotations
-
 import random
 import tempfile
 from collections import Counter

@@ -1,7 +1,5 @@
 """Every format gives its rows; a bad file, or a bad row, ends in one line; no row is lost."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 import tracemalloc

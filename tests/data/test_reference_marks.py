@@ -1,7 +1,5 @@
 """Wikipedia's reference marks are removed; an index, a date, an interval, a list or a link stays."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """A row's split depends on its own place, and rows that would leak are found."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

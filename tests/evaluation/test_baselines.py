@@ -1,7 +1,5 @@
 """Each baseline gives the answer that its name promises."""
 
-from __future__ import annotations
-
 from howto.evaluation.baselines import LABELS, baseline_answers, nearest_rows
 from tests.support.answers import row
 

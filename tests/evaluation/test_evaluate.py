@@ -1,7 +1,5 @@
 """The stage: its files agree with each other, and it stops on predictions that are not those of the test rows."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json

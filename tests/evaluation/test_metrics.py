@@ -1,7 +1,5 @@
 """Every number of a run equals its definition, computed by hand."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The groups of rows behind slices.csv and the report."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """ROUGE equals that of Google's package to the last bit, on generated texts and on every row of real data."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

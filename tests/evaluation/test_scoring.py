@@ -1,7 +1,5 @@
 """What an answer scores beside ROUGE: repetition and copies, by hand, and similarity in meaning."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An interval covers the truth as often as its confidence, and p-values are those of SciPy."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """Answers are those of the model's own `generate`, row by row, whichever rows share the batch."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Rows are encoded, scored and answered, and the stage writes a prediction for each of them."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

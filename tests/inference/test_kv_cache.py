@@ -1,7 +1,5 @@
 """Rows in the cache have the logits that the model's own forward pass gives to each of them alone."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 

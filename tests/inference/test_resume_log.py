@@ -1,7 +1,5 @@
 """Records in a log come back, wherever a kill cut the file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The next token is the likeliest one, or a random one with the probabilities that params give."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

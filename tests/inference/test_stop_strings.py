@@ -1,7 +1,5 @@
 """A stop string ends an answer at the same token, with the same text, as if the whole answer were decoded each time."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from functools import partial

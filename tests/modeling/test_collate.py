@@ -1,7 +1,5 @@
 """Only the response is learned, rows in a batch are independent, and answers are never cut."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Fused LoRA layers and norms give the results of PEFT and transformers, and dropout is random enough."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """LoRA layers that are computed together give PEFT's results."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """torchrun's variables say how many processes run where, and a mistake in them is one line."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

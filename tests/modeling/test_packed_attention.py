@@ -1,7 +1,5 @@
 """Attention in a pack is that of each row by itself, or is refused."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 

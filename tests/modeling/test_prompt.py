@@ -1,7 +1,5 @@
 """The prompt has the chat template's own ids, and a user's text never becomes a control token."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

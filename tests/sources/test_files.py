@@ -1,7 +1,5 @@
 """Model and data come from this machine; what cannot be used is one line."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

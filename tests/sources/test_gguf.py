@@ -1,7 +1,5 @@
 """A model from a GGUF file or from an installed package; what cannot be read is one line."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

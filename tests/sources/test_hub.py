@@ -1,7 +1,5 @@
 """Model and data come from a hub at the pinned revision; what fails is one line that says what to do."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Rows of one configuration and split of a data set on the hub."""
 
-from __future__ import annotations
-
 import io
 import json
 

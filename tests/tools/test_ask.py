@@ -1,7 +1,5 @@
 """`howto ask` answers an intent, a prompt or a file, or prints one error line. It keeps finished answers."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

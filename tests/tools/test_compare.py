@@ -1,7 +1,5 @@
 """`howto compare REV` pairs the rows that two versions share, and reports a difference only if the rows show it."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

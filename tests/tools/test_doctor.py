@@ -1,7 +1,5 @@
 """What would stop a run of the active profile is found before it, with what to do."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The exported folder is a model that answers as the adapter does, with transformers only, or it is not there."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """A file of intents: each line that can be read is, and an error names file and line of every other one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What a killed DVC cannot repair itself is repaired, and nothing that a running DVC uses is touched."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

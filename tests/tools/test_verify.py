@@ -1,7 +1,5 @@
 """HEAD is run again in a clone; an output with another hash is reported with the stage where the difference begins."""
 
-from __future__ import annotations
-
 import re
 import signal
 import subprocess

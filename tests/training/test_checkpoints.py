@@ -1,7 +1,5 @@
 """Checkpoints are complete or absent, and belong to one run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

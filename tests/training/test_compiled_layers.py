@@ -5,8 +5,6 @@ fuses the same operations. All layers share their code, except that the first on
 some of its own. A layer's forward and backward pass are 24 products, 15 fused kernels and 2 of attention.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from typing import Any

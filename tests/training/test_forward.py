@@ -1,7 +1,5 @@
 """What replaces the model's own forward pass is compared with it first, and refused if it differs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

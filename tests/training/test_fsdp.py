@@ -1,7 +1,5 @@
 """A base that is sharded over processes trains the same adapter, and no process holds all of it."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """An adapter does what params ask for, and comes back from disk as it was trained."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

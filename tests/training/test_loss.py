@@ -1,7 +1,5 @@
 """The fused loss is cross-entropy, and so is its gradient."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.nn.functional import cross_entropy

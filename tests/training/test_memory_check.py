@@ -1,7 +1,5 @@
 """Too little memory is reported before it runs out, with a setting that fits."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from functools import cache

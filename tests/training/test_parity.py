@@ -1,7 +1,5 @@
 """Without dropout the engine has the losses of TRL and transformers, step by step, on the same rows."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

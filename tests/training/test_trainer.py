@@ -1,7 +1,5 @@
 """A step's gradient does not depend on how it is cut, and a killed run ends with the bytes of one that was not."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path
