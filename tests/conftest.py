@@ -31,20 +31,7 @@ ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"
 
 # Files that take a minute or more. They start first, so that no process is left alone with one at the end.
-LONGEST = (
-    "portability",
-    "compiled_layers",
-    "worker",
-    "infer_killed",
-    "group",
-    "killed",
-    "pipeline",
-    "remotes",
-    "ask",
-    "two_hosts",
-)
-
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+LONGEST = ("portability", "compiled_layers", "worker", "infer_killed", "group", "killed", "pipeline", "remotes", "ask")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -113,19 +100,32 @@ def small_params(tiny: Path) -> str:
     return smaller((ROOT / "params.yaml").read_text(encoding="utf-8"), tiny)
 
 
-def run_stage(folder: Path, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `python -m <arguments>` in `folder` with this project's modules."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+SETTINGS = {
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "COLUMNS": "120",
+    **{f"GIT_{role}_{part}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for part in ("NAME", "EMAIL")},
+}
+ENVIRONMENT = {**os.environ, **SETTINGS}
+
+
+def call(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command, such as DVC's, in `folder`, with more environment variables."""
+    environment = {**os.environ, **SETTINGS, **variables}
     return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        check=False,
-        cwd=folder,
-        env=environment,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=300,
+        command, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
+
+
+def run(folder: Path, *command: str) -> str:
+    """Run a command that must succeed; return what it prints."""
+    done = call(folder, *command)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def run_stage(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m <arguments>` in `folder` with this project's modules."""
+    return call(folder, sys.executable, "-m", *arguments, PYTHONPATH=str(ROOT))
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
@@ -146,23 +146,14 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, small_params: str) -> Path:
     """Return a folder with a finished tiny run. Read-only; `workplace` is a copy."""
-    return made_once(tmp_path_factory, "finished", lambda folder: run_every_stage(folder, small_params))
 
+    def make(folder: Path) -> None:
+        (folder / "params.yaml").write_text(small_params, encoding="utf-8")
+        for stage in ("fetch_model", "fetch_data", "prepare", "train", "infer base", "infer adapter", "evaluate"):
+            done = run_stage(folder, *f"stages.{stage}".replace(" ", " --stage ").split())
+            assert done.returncode == 0, f"{stage}: {done.stderr}"
 
-def run_every_stage(folder: Path, params: str) -> None:
-    """Run all stages in an empty folder, without DVC."""
-    (folder / "params.yaml").write_text(params, encoding="utf-8")
-    for arguments in (
-        ["stages.fetch_model"],
-        ["stages.fetch_data"],
-        ["stages.prepare"],
-        ["stages.train"],
-        ["stages.infer", "--stage", "base"],
-        ["stages.infer", "--stage", "adapter"],
-        ["stages.evaluate"],
-    ):
-        done = run_stage(folder, *arguments)
-        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+    return made_once(tmp_path_factory, "finished", make)
 
 
 @pytest.fixture
@@ -171,48 +162,15 @@ def workplace(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "workplace"))
 
 
-ENVIRONMENT = {
-    **os.environ,
-    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    "COLUMNS": "120",
-    **{f"GIT_{role}_{part}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for part in ("NAME", "EMAIL")},
-}
-
-
-def call(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command, such as DVC's, in `folder`, with more environment variables."""
-    return subprocess.run(
-        command,
-        check=False,
-        cwd=folder,
-        env={**ENVIRONMENT, **variables},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def run(folder: Path, *command: str) -> str:
-    """Run a command that must succeed; return what it prints."""
-    done = call(folder, *command)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
-
-
 def stages_run(output: str) -> list[str]:
     """Return the stages that DVC ran, by its output. Those from its cache are not among them."""
     return re.findall(r"Running stage '([^']+)'", output)
 
 
-def copy_code(folder: Path, *, metrics: bool = False) -> None:
-    """Copy this project's files that git tracks or would track, except dvc.lock and, unless `metrics`, metrics/."""
-    names = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        check=True, cwd=ROOT, capture_output=True, text=True,
-    ).stdout.splitlines()  # fmt: skip
-    for name in names:
-        wanted = name != "dvc.lock" and (metrics or not name.startswith("metrics/"))
-        if wanted and not (folder / name).exists() and (ROOT / name).is_file():
+def copy_code(folder: Path) -> None:
+    """Copy this project's files that git tracks or would track, except dvc.lock and those that are there."""
+    for name in run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
+        if name != "dvc.lock" and not (folder / name).exists() and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
 
@@ -223,14 +181,9 @@ def known(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(folder: Path) -> None:
         shutil.copytree(finished, folder, dirs_exist_ok=True)
-        copy_code(folder, metrics=True)
-        for command in (
-            ["git", "init", "-q"],
-            ["dvc", "commit", "-q", "-f"],
-            ["git", "add", "-A"],
-            ["git", "commit", "-qm", "run"],
-        ):
-            run(folder, *command)
+        copy_code(folder)
+        for command in ("git init -q", "dvc commit -q -f", "git add -A", "git commit -qm run"):
+            run(folder, *command.split())
 
     return made_once(tmp_path_factory, "known", make)
 
@@ -246,17 +199,12 @@ def by_two(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a longer run, trained by two processes of one thread each. Read-only."""
 
     def make(folder: Path) -> None:
+        from tests.support.in_process import edit_params
+
         shutil.copytree(finished, folder, dirs_exist_ok=True)
-        path = folder / "params.yaml"
-        text = path.read_text(encoding="utf-8")
-        for old, new in {
-            "processes: 1 ": "processes: 2 ",
-            "epochs: 1 ": "epochs: 8 ",
-            "micro_batch_size: 8 ": "micro_batch_size: 2 ",
-        }.items():
-            assert text.count(old) == 1, f"params.yaml no longer has {old!r} once"
-            text = text.replace(old, new)
-        path.write_text(text, encoding="utf-8")
+        edit_params(folder, "processes: 1 ", "processes: 2 ")
+        edit_params(folder, "epochs: 1 ", "epochs: 8 ")
+        edit_params(folder, "micro_batch_size: 8 ", "micro_batch_size: 2 ")
         train = folder / "data/prepared/train.jsonl"
         lines = train.read_text(encoding="utf-8").splitlines(keepends=True)
         train.write_text("".join(lines[:85]), encoding="utf-8")  # the last step of an epoch has 5 rows: 3 and 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +15,6 @@ from tests.support.in_process import run_here
 from tests.support.remote_servers import STORES, Store
 
 FILES, SIZE = 12, 200_000  # of a folder that takes some time to transfer
-
-on_a_server = pytest.mark.parametrize("store", ["ssh", "s3"], indirect=True)
-in_a_folder = pytest.mark.parametrize("store", ["local"], indirect=True)
 
 
 @pytest.fixture(scope="module", params=sorted(STORES))
@@ -110,18 +106,12 @@ def has_nothing_wrong(clone: Path) -> bool:
     return right and len(objects) <= FILES and not (clone / "data").exists()
 
 
-@pytest.mark.parametrize(
-    ("store", "damage"), [("local", "cut"), ("ssh", "cut"), ("s3", "cut"), ("local", "lost")], indirect=["store"]
-)
-def test_a_damaged_or_lost_object_fails_the_pull_and_a_push_to_an_empty_place_repairs_it(
-    store: Store, origin: Path, clone: Path, damage: str
+def test_a_damaged_object_fails_the_pull_and_a_push_to_an_empty_place_repairs_it(
+    store: Store, origin: Path, clone: Path
 ) -> None:
     assert dvc(origin, store, "push") == 0
     name = next(one for one in store.objects(origin.parent.name) if not one.endswith(".dir"))
-    if damage == "cut":
-        store.write(name, store.read(name)[:-7])
-    else:
-        (Path(store.url) / name).unlink()
+    store.write(name, store.read(name)[:-7])
     assert dvc(clone, store, "pull") == 1
     assert has_nothing_wrong(clone)
     for folder in (origin, clone):
@@ -130,20 +120,7 @@ def test_a_damaged_or_lost_object_fails_the_pull_and_a_push_to_an_empty_place_re
     assert has_all(clone, origin)
 
 
-@in_a_folder
-def test_a_damaged_list_of_a_folders_files_is_found_by_status_after_the_pull(
-    store: Store, origin: Path, clone: Path
-) -> None:
-    assert dvc(origin, store, "push") == 0
-    (name,) = [one for one in store.objects(origin.parent.name) if one.endswith(".dir")]
-    first, second, *others = json.loads(store.read(name))
-    first["md5"], second["md5"] = second["md5"], first["md5"]
-    store.write(name, json.dumps([first, second, *others]).encode())
-    assert dvc(clone, store, "pull") == 0  # DVC does not verify these lists
-    assert dvc(clone, store, "status", "-q") == 1
-
-
-@on_a_server
+@pytest.mark.parametrize("store", ["ssh", "s3"], indirect=True)
 def test_an_interrupted_push_or_pull_never_looks_complete_and_the_next_one_completes_it(
     store: Store, origin: Path, clone: Path
 ) -> None:
@@ -157,32 +134,6 @@ def test_an_interrupted_push_or_pull_never_looks_complete_and_the_next_one_compl
 
     assert dvc(origin, store, "push") == 0
     store.proxy.closes_at = store.proxy.passed + 1_000_000
-    assert dvc(clone, store, "pull") == 1 and has_nothing_wrong(clone)
-    store.proxy.start()
-    assert dvc(clone, store, "pull") == 0
-    assert has_all(clone, origin)
-
-
-@pytest.mark.parametrize("store", ["ssh"], indirect=True)
-def test_with_two_lines_of_ssh_config_an_unknown_host_key_is_refused_and_a_silent_server_is_given_up(
-    store: Store, origin: Path, clone: Path
-) -> None:
-    assert dvc(origin, store, "push") == 0
-    assert store.proxy is not None
-    home, port, key = Path(store.environment["HOME"]), store.proxy.port, store.settings["keyfile"]
-    known_hosts = home / ".ssh/known_hosts"
-    options = f"-o BatchMode=yes -o UserKnownHostsFile={known_hosts} -i {key} -p {port}"
-    (home / ".ssh/config").write_text(
-        f"Host howto-store\n  ProxyCommand ssh {options} -W 127.0.0.1:{store.proxy.target} 127.0.0.1\n"
-        "  ServerAliveInterval 1\n",
-        encoding="utf-8",
-    )
-    use_remote(clone, store, f"{store.url}/{origin.parent.name}".replace(f"127.0.0.1:{port}", "howto-store"))
-    assert dvc(clone, store, "pull") == 1
-    assert list((clone / ".dvc/cache").rglob("*")) == []
-    host_key = (home.parent / "host_key.pub").read_text(encoding="utf-8")
-    known_hosts.write_text(f"[127.0.0.1]:{port} {host_key}", encoding="utf-8")
-    store.proxy.drops_at = store.proxy.passed + 1_000_000
     assert dvc(clone, store, "pull") == 1 and has_nothing_wrong(clone)
     store.proxy.start()
     assert dvc(clone, store, "pull") == 0

@@ -6,8 +6,6 @@ stage downstream has to run too. The table for people is in docs/experiments.md.
 
 from __future__ import annotations
 
-import ast
-import importlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from tests.conftest import ROOT
-from tests.pipeline.test_dvc_yaml import DVC, PARAMS, STAGES, local_imports
+from tests.pipeline.test_dvc_yaml import DVC, PARAMS, STAGES
 
 FETCH, INFER = "fetch_model fetch_data", "infer@base infer@adapter"
 # What changes: (the stages that read it, the stages that read their outputs).
@@ -131,53 +129,3 @@ def test_a_change_reruns_the_stages_that_read_it_and_those_after_them(pipeline: 
     pipeline.change(change.format(active=active, other=other))
     assert pipeline.status() == direct
     assert pipeline.reproduce() == direct | after
-
-
-def test_every_section_of_params_and_every_folder_of_code_is_in_the_table() -> None:
-    sections = {key for key in PARAMS if key not in ("profile", "profiles")}
-    assert sections <= {change.split(".")[0] for change in RERUNS}
-    folders = {f"howto/{path.name}/" for path in (ROOT / "howto").iterdir() if path.is_dir() and path.name[0] != "_"}
-    assert folders <= {change[: change.rfind("/") + 1] for change in RERUNS} | {"howto/evaluation/"}
-
-
-# Read, but nothing that the stage makes comes of it.
-ONLY_CHECKED = {
-    "evaluate": {"infer", "profiles.${profile}.infer"},  # compared with what dvc.lock says of the predictions
-}
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_the_params_that_a_stage_reads_are_those_that_it_declares(name: str) -> None:
-    read: set[str] = set()
-    for module in local_imports(f"stages/{name}.py") - {"howto/core/config.py", "howto/modeling/fingerprint.py"}:
-        read |= params_read(ast.parse((ROOT / module).read_text(encoding="utf-8")))
-    assert read - ONLY_CHECKED.get(name, set()) == set(STAGES[name]["params"])
-
-
-def params_read(tree: ast.AST) -> set[str]:
-    """The keys of params.yaml that a module asks for: `params.section(Kind)`, `params.value(key)`, `params.profile`."""
-    kinds = {
-        alias.name: node.module
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and str(node.module).endswith(".config")
-        for alias in node.names
-    }
-    found: set[str] = set()
-    in_keys: set[int] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):  # `params.profile` within a key names the section, and is no value
-            in_keys |= {id(part) for part in ast.walk(node) if isinstance(part, ast.Attribute)}
-            key = "".join(str(part.value) if isinstance(part, ast.Constant) else "${profile}" for part in node.values)
-            found |= {key} if key.startswith("profiles.") else set()
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
-            argument = node.args[0]
-            if node.func.attr == "section" and isinstance(argument, ast.Name):
-                section = getattr(importlib.import_module(str(kinds[argument.id])), argument.id)
-                found.add(section.key.replace("*", "${profile}"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr == "profile" and id(node) not in in_keys:
-            found |= {"profile"} if isinstance(node.value, ast.Name) and node.value.id == "params" else set()
-        if isinstance(node, ast.For | ast.comprehension) and isinstance(node.iter, ast.Tuple):
-            keys = [one.value for one in node.iter.elts if isinstance(one, ast.Constant)]
-            found |= {str(key) for key in keys} if set(keys) <= PARAMS.keys() else set()
-    return found

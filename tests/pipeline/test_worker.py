@@ -31,9 +31,6 @@ def test_an_experiment_of_a_worker_is_shown_and_applied_on_the_laptop_and_runs_n
     states = json.loads(run(laptop, "dvc", "exp", "show", "--json", "--force"))
     (shown,) = [one["revs"][-1]["data"] for state in states for one in state["experiments"] or [] if one["revs"]]
     assert shown["params"]["params.yaml"]["data"]["train"]["lora"]["r"] == 2
-    (metrics,) = [one["data"] for one in shown["metrics"].values()]
-    (committed,) = json.loads(run(laptop, "dvc", "metrics", "show", "--json"))[""]["data"].values()
-    assert metrics["trainable_parameters"] == committed["data"]["trainable_parameters"] * 2 / 8
     run(laptop, "dvc", "exp", "apply", "rank-2")
     assert json.loads((laptop / "models/adapter/adapter_config.json").read_text(encoding="utf-8"))["r"] == 2
     assert stages_run(run(laptop, "dvc", "repro")) == []

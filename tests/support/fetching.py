@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from tests.conftest import ROOT, run_stage
+from tests.conftest import ROOT, call, run_stage
 from tests.support.hub import Hub, serve
 
 MODEL, DATA = "someone/small-chat", "someone/how-to"
@@ -131,8 +131,7 @@ def place(tmp_path: Path, small_params: str) -> Place:
 def run_by_anyone(folder: Path, stage: str) -> subprocess.CompletedProcess[str]:
     """Run a stage without root's right to read and write everything."""
     rights = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
-    command, environment = [*rights, sys.executable, "-m", stage], {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    return call(folder, *rights, sys.executable, "-m", stage, PYTHONPATH=str(ROOT))
 
 
 def lay(folder: Path, files: Mapping[str, bytes]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import sys
@@ -41,6 +42,13 @@ def run_here(main: Callable[[], None], folder: Path, *arguments: str, stdin: byt
             assert end.code is None or isinstance(end.code, int)
             status = end.code or 0
     return Done(status, out.getvalue(), err.getvalue())
+
+
+def run_stage_here(stage: str, folder: Path) -> Done:
+    """Run a stage by its name in dvc.yaml, such as `infer@base`."""
+    name, _, model = stage.partition("@")
+    main = importlib.import_module(f"stages.{name}").main
+    return run_here(main, folder, *(["--stage", model] if model else []))
 
 
 def edit_params(folder: Path, old: str, new: str) -> None:

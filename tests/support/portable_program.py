@@ -66,7 +66,7 @@ def products() -> Results:
 
 
 def functions() -> Results:
-    """Compute functions of single numbers, sums and random numbers."""
+    """Compute functions of single numbers, sums and random numbers. evaluation() has those of NumPy."""
     import numpy as np
     import torch
 
@@ -86,15 +86,6 @@ def functions() -> Results:
     for name in ("randn", "rand"):
         yield name, getattr(torch, name)(51, 33, generator=torch.Generator().manual_seed(0))
     yield "topk", torch.cat([part.double() for part in x.topk(2)])
-    array = x.numpy().astype(np.float64)
-    for kind in (np.float32, np.float64):
-        some = array.astype(kind)
-        for name in ("exp", "log", "sqrt", "sin"):
-            yield f"NumPy's {name}, {kind.__name__}", torch.from_numpy(getattr(np, name)(some + kind(0.6)))
-        yield f"NumPy's sums, {kind.__name__}", torch.from_numpy(np.array([some.sum(), some.mean(), some.std()]))
-    yield "NumPy's product, float64", torch.from_numpy(array @ array[:5].T)
-    yield "NumPy's product with a vector", torch.from_numpy(array @ array[0])
-    yield "NumPy's percentiles", torch.from_numpy(np.percentile(array, [2.5, 50, 97.5], axis=1))
     yield "NumPy's normal numbers", torch.from_numpy(np.random.default_rng(0).normal(size=1000))
 
 

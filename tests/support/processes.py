@@ -17,14 +17,9 @@ T = TypeVar("T")
 
 def start(folder: Path, *command: str, **variables: str) -> subprocess.Popen[str]:
     """Start a command in a process group of its own."""
+    environment, pipe = {**ENVIRONMENT, **variables}, subprocess.PIPE
     return subprocess.Popen(
-        command,
-        cwd=folder,
-        env={**ENVIRONMENT, **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
     )
 
 

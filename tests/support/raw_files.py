@@ -29,6 +29,7 @@ PARAMS = read_params(ROOT / "params.yaml").section(Prepare)
 RAW = Path("data/raw/rows")
 
 Raw = dict[str, Any]
+Writers = dict[str, Callable[[Any], bytes]]
 
 
 def with_params(base: Prepare = PARAMS, **changes: Any) -> Prepare:
@@ -90,13 +91,13 @@ def table_file(table: pyarrow.Table, **options: Any) -> bytes:
     return file.getvalue()
 
 
-WRITERS: dict[str, Callable[[Any], bytes]] = {
+WRITERS: Writers = {
     ".jsonl": jsonl,
     ".json": json_list,
     ".csv": csv_text,
     ".parquet": parquet,
 }
-COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+COMPRESS: Writers = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
     ".xz": lzma.compress,

@@ -17,7 +17,6 @@ from typing import Any
 
 import boto3
 import pytest
-import requests
 from moto.server import ThreadedMotoServer
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"  # sshd requires an absolute path, because it starts itself again
@@ -26,20 +25,19 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass
 class Proxy:
-    """A port that forwards to `target`. It can close all connections, or keep them open and drop the data."""
+    """A port that forwards to `target`, until so many bytes have passed."""
 
     target: int
     port: int = 0
     passed: int = 0  # bytes, in both directions
     closes_at: int | None = None
-    drops_at: int | None = None
     _open: list[socket.socket] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> None:
         """Open the port, and forward everything."""
         self.close()
-        self.passed, self.closes_at, self.drops_at = 0, None, None
+        self.passed, self.closes_at = 0, None
         listener = socket.create_server((LOOPBACK, self.port))
         self.port = int(listener.getsockname()[1])
         self._open.append(listener)
@@ -73,8 +71,7 @@ class Proxy:
                 if self.closes_at is not None and self.passed > self.closes_at:
                     self.close()
                     return
-                if self.drops_at is None or self.passed <= self.drops_at:
-                    sink.sendall(block)
+                sink.sendall(block)
             sink.shutdown(socket.SHUT_WR)
 
 
@@ -117,7 +114,7 @@ def ssh_store(work: Path) -> Iterator[Store]:
     """OpenSSH's own server, run by the user who runs the tests, with keys made for this test alone."""
     if not Path(SSHD).exists():
         pytest.skip("no sshd on this machine; apt-get install openssh-server")
-    (work / "home/.ssh").mkdir(parents=True)
+    (work / "home").mkdir(parents=True)
     for name in ("host_key", "user_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", work / name], check=True)
     if os.getuid() == 0:
@@ -184,7 +181,6 @@ def s3_store(work: Path) -> Iterator[Store]:
         )
     finally:
         proxy.close()
-        requests.post(f"{address}/moto-api/reset", timeout=10)  # moto keeps buckets as long as its process lives
         server.stop()
 
 

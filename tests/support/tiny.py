@@ -66,7 +66,6 @@ def rows() -> list[dict[str, str]]:
 
 def write_rows(path: Path) -> None:
     """Write the rows as JSON lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows()), encoding="utf-8")
 
 
