@@ -82,6 +82,8 @@ def edited(folder: Path, change: Callable[[list[Line]], list[Line]]) -> None:
     ("change", "problem"),
     [
         (lambda lines: [{**lines[0], "seed": 1}, *lines], "lack an answer"),
+        (lambda lines: lines[1:], "lack an answer"),
+        (lambda lines: [{**lines[0], "id": "x"}, *lines[1:]], "answers row x, which is not in"),
         (lambda lines: [*lines, lines[0]], "a second answer to row "),
         (lambda lines: [{**line, "seed": 5} for line in lines], r"base has the seeds \[0\], adapter \[5\]"),
     ],

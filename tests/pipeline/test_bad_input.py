@@ -1,7 +1,5 @@
 """A missing or damaged input ends a stage with one line, a non-zero exit status and no partial output."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -34,9 +32,20 @@ def write(name: str, text: str) -> Damage:
     return change(name, lambda _: text.encode())
 
 
-def unchanging_adapter(folder: Path) -> None:
-    path = folder / ADAPTER / "adapter_model.safetensors"
-    save_file({name: weight * 0 for name, weight in load_file(path).items()}, path)
+def change_weights(edit: Callable[[Any], Any]) -> Damage:
+    def damage(folder: Path) -> None:
+        path = folder / ADAPTER / "adapter_model.safetensors"
+        save_file({name: edit(weight) for name, weight in load_file(path).items()}, path)
+
+    return damage
+
+
+def adapter_that_is_no_lora(folder: Path) -> None:
+    from peft import IA3Config, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder / BASE), config).save_pretrained(folder / ADAPTER)
 
 
 # The stage, what is damaged, and what the message names.
@@ -61,7 +70,9 @@ CASES: dict[str, tuple[str, Damage, str]] = {
         write(f"{ADAPTER}/base_model.json", '{"weights_sha256": "0"}'),
         ADAPTER,
     ),
-    "an adapter that changes nothing": ("infer@adapter", unchanging_adapter, ADAPTER),
+    "an adapter that changes nothing": ("infer@adapter", change_weights(lambda weight: weight * 0), ADAPTER),
+    "an adapter of another shape": ("infer@adapter", change_weights(lambda weight: weight[..., :-1].copy()), ADAPTER),
+    "an adapter that is no LoRA": ("infer@adapter", adapter_that_is_no_lora, ADAPTER),
     "no predictions": ("evaluate", remove(ANSWERS), ANSWERS),
     "a cut prediction": ("evaluate", cut(ANSWERS), f"{ANSWERS}:"),
 }

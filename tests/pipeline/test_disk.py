@@ -1,7 +1,5 @@
 """On a full or read-only disk every stage ends with one line and leaves nothing half-written."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The script that checks a GPU runs on a CPU too, so that on a GPU it is never the script that fails."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Processes that share a step's rows compute what one process computes, and end together."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import sys

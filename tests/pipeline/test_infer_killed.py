@@ -1,7 +1,5 @@
 """Inference that is killed leaves nothing that looks finished, and resumes with the answers that it has."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A training that is killed or stopped leaves nothing that looks finished, and resumes to the same bytes."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Real DVC on a tiny run: what a change reruns, and what the metrics show. test_reruns.py has every kind of change."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The same bytes on every x86-64 CPU with AVX2 and FMA, whatever its vendor, cores and other instructions."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A colleague gets data and adapters with plain DVC commands, and nothing damaged or half-sent is accepted."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 benchmarks/kills.py does this at random moments of all stages.
 """
 
-from __future__ import annotations
-
 import shutil
 import sys
 from pathlib import Path

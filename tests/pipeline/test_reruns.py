@@ -4,8 +4,6 @@ DVC is the real one, on the real dvc.yaml. Only the commands are replaced: each 
 stage downstream has to run too. The table for people is in docs/experiments.md.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Two hosts without a shared disk train the adapter of one, and neither waits long for one that is lost."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Two runs at once in one folder: one of them waits or stops with a line that says why, and nothing is damaged."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Experiments on another machine: two clones that share a Git remote and a DVC remote, and nothing else."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Rows and answers for the tests of scores."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from howto.core.schema import Prediction, Row, input_of

@@ -1,7 +1,5 @@
 """A hub with a model and a data set, and a folder in which stages fetch: what the tests of fetching share."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

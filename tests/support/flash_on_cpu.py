@@ -1,7 +1,5 @@
 """FlashAttention's operator for a CPU, so that the code that a GPU runs is traced and compiled without one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any

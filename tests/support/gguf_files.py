@@ -1,7 +1,5 @@
 """Write a model as a GGUF file, as llama.cpp's converter does."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A server on loopback that speaks as much of the hub's API as a download needs, and fails on demand."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import threading

@@ -1,7 +1,5 @@
 """Run a command inside the test process, so that its libraries are imported once and not for every call."""
 
-from __future__ import annotations
-
 import importlib
 import io
 import os

@@ -7,8 +7,6 @@ The count is a model: a matrix product is one kernel, and every tensor is read f
 For commit bc4923b it gives the 1,034 kernels that an H100's profiler counts (benchmarks/results/gpu_check_h100.json).
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from typing import Any

@@ -1,7 +1,5 @@
 """Small models with random weights, for tests that need an architecture but no sensible answer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -3,8 +3,6 @@
 test_portability.py runs it on this CPU and on emulated ones. Sizes are odd, so that each kernel's ends are used.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Start stages and DVC in the background, and wait until they reach a point."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

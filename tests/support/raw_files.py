@@ -1,7 +1,5 @@
 """Raw files for tests: rows, how they are written in each format, and `prepare` run on them."""
 
-from __future__ import annotations
-
 import bz2
 import contextlib
 import csv

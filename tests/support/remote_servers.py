@@ -1,7 +1,5 @@
 """Remotes for tests, on the loopback interface: a folder, OpenSSH and S3, and a connection that can fail."""
 
-from __future__ import annotations
-
 import getpass
 import logging
 import os

@@ -5,8 +5,6 @@ such questions, more often in prose than in steps. So its answers differ from ro
 steps teach it to prefer steps.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
