@@ -5,15 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from howto.core.instruction_set import has_avx2
+from howto.core.instruction_set import cpu_name, has_avx2
 from tests.conftest import ROOT
 
 EMULATOR = "qemu-x86_64"
-CPUS = ("Haswell", "EPYC")
+OTHER_VENDOR = "EPYC" if "Intel" in cpu_name() else "Haswell"
 # What else differs between machines: instructions in the C library, caches, and settings in the environment.
 DIFFERENCES = {
     "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,-AVX512CD,-EVEX:"
@@ -46,14 +45,9 @@ def native() -> dict[str, str]:
 
 
 @pytest.mark.skipif(shutil.which(EMULATOR) is None, reason="qemu-user is not installed")
-def test_emulated_cpus_of_other_vendors_and_years_compute_the_same_bytes(native: dict[str, str]) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda name: hashes(EMULATOR, "-cpu", name), CPUS))
-    differing = {
-        name: [key for key, digest in native.items() if of_cpu[key] != digest]
-        for name, of_cpu in zip(CPUS, found, strict=True)
-    }
-    assert differing == {name: [] for name in CPUS}
+def test_an_emulated_cpu_of_the_other_vendor_computes_the_same_bytes(native: dict[str, str]) -> None:
+    found = hashes(EMULATOR, "-cpu", OTHER_VENDOR)
+    assert [key for key, digest in native.items() if found[key] != digest] == []
 
 
 @pytest.mark.skipif(shutil.which("taskset") is None, reason="taskset is not installed")

@@ -46,10 +46,9 @@ def exported(finished: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactor
     write_rows(folder / "data/prepared/test.jsonl", rows[:40])
     edit_params(folder, f"source: {tiny}/model\n", f"source: {MODEL}\n")
     edit_params(folder, f"source: {tiny}/rows.jsonl\n", "source: ./data/howto\n")
-    done = run_stage(folder, "howto", "export")
+    done = export(folder)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.endswith(" -> models/exported\n")
-    done = run_stage(folder, "stages.infer", "--stage", "adapter")
-    assert done.returncode == 0, done.stderr
+    assert run_stage(folder, "stages.infer", "--stage", "adapter").returncode == 0
     return folder
 
 
