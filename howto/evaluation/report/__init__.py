@@ -18,8 +18,8 @@ from howto.core.atomic import atomic_file
 from howto.core.errors import UserError
 from howto.evaluation.baselines import LABELS
 
-# In JSON these occur only within strings, where \uXXXX means the same. Escaped, no text can end the <script> that holds
-# the JSON, or begin a comment in it.
+# In JSON these occur only within strings, where an escape means the same. Escaped, no text can end the <script> that
+# holds the JSON, or begin a comment in it.
 ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
 
 
