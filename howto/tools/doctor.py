@@ -194,10 +194,12 @@ def _source(key: str, kind: str, section: Model | Data) -> Finding:
             from howto.sources.hub import open_repository
 
             repository = open_repository(name, kind, section.revision)
-            if kind == "dataset":
-                repository.check_access(row_files(repository.names, file, name, key)[0])
-            else:
-                repository.check_access(file or model_files(repository.names, name)[0])
+            names = repository.names
+            if kind == "model":
+                names = [file] if file else model_files(names, name)
+            elif file or not names:  # else the data set itself may say which of its files have rows
+                names = row_files(names, file, name, key)
+            repository.check_access(names[-1])
             return Finding(OK, key, f"the hub has {name}")
     except UserError as error:
         return Finding(PROBLEM, key, str(error).removeprefix(f"params.yaml: {key}: "))

@@ -1,6 +1,7 @@
 """What would stop a run of the active profile is found before it, with what to do."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,15 @@ def test_the_hub_is_asked_for_access_to_each_source_and_nothing_is_downloaded(pr
         del hub.repositories[f"datasets/{DATA}"]
         assert sources(doctor(HF_ENDPOINT=hub.address)[1]) == [PROBLEM, PROBLEM]
         assert sources(doctor(HF_ENDPOINT=hub.address, HF_TOKEN=hub.token)[1]) == [OK, PROBLEM]
+
+
+def test_a_data_set_that_says_which_of_its_files_have_rows_is_no_problem(project: Path) -> None:
+    use_hub(project)
+    text = re.sub(r"\n +(# revision|file|sha256):.*", "", (project / "params.yaml").read_text(encoding="utf-8"))
+    (project / "params.yaml").write_text(text, encoding="utf-8")
+    files = {f"datasets/{DATA}": {"README.md": b"---\nconfigs: []\n---", "train.tsv": b"a"}}
+    with serve(Hub(repositories=files)) as hub:
+        assert sources(doctor(HF_ENDPOINT=hub.address)[1]) == [PROBLEM, OK]
 
 
 def test_offline_a_repository_that_the_cache_lacks_is_a_problem(project: Path) -> None:
