@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,11 +15,20 @@ class _Row(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
+class Message(_Row):
+    """A turn of a conversation."""
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
 class Row(_Row):
     """A row in Alpaca's format.
 
-    `instruction` is the same for all rows. `input` is the user's intent and, after a blank line, the context if there
-    is one; `context` repeats it. `output` is the reference answer. Answers are scored against `references` too.
+    `instruction` is the system message. `input` is the user's intent and, after a blank line, the context if there is
+    one; `context` repeats it. `output` is the reference answer. Answers are scored against `references` too. `history`
+    is what was said before the intent, from the first message of the user to an answer. `source` names where the row
+    is from, if there are several sources.
     """
 
     id: str
@@ -29,6 +38,8 @@ class Row(_Row):
     context: str
     output: str
     references: tuple[str, ...] = ()
+    history: tuple[Message, ...] = ()
+    source: str = ""
 
     @property
     def intent(self) -> str:
