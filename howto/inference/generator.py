@@ -19,17 +19,15 @@ from howto.inference.config import Infer
 from howto.inference.decoder import Answer, Decoder, OnToken, Request
 from howto.inference.kv_cache import KVCache, OneRowCache, use_kv_cache
 from howto.inference.references import mean_log_probabilities
+from howto.modeling.chat import PROBE
 from howto.modeling.collate import Example, encode_row
 from howto.modeling.distributed.process_group import ProcessGroup
 from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora, use_fused_norms
 from howto.modeling.grouped_lora import GroupedLora
-from howto.modeling.loading import load_adapter, load_base, load_tokenizer
-from howto.modeling.prompt import prompt_ids
+from howto.modeling.loading import load_adapter, load_base, load_chat
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-PROBE_PROMPT = ("Write instructions.", "How do I tie a knot?")  # to check a model's fast paths with
 
 
 class Generator:
@@ -49,8 +47,8 @@ class Generator:
 
         Raise UserError if a model folder is missing or damaged, or the adapter was made for another base.
         """
-        self.tokenizer = load_tokenizer(base)
-        probe = prompt_ids(self.tokenizer, *PROBE_PROMPT)
+        self.chat = load_chat(base)
+        probe = self.chat.prompt_ids(PROBE)
         model = load_base(base, precision, device)
         if adapter:
             adapted = load_adapter(model, adapter, base)
@@ -74,7 +72,7 @@ class Generator:
 
     def encode(self, row: Row) -> Example:
         """Return a row as token ids, with a prompt of at most `longest_prompt` tokens."""
-        return encode_row(self.tokenizer, row, max_prompt=self.longest_prompt)
+        return encode_row(self.chat, row, max_prompt=self.longest_prompt)
 
     def reference_log_probabilities(self, rows: Sequence[Example], group: ProcessGroup) -> dict[str, float]:
         """Return, by row id, the mean log-probability of the references, in nats, end of sequence included.
@@ -117,7 +115,7 @@ class Generator:
         if self._decoder is None or capacity > self._cache.capacity or length > self._cache.length:
             if self._is_batched:
                 self._cache = KVCache(self._model, capacity, length)
-            self._decoder = Decoder(self._model, self._cache, self.tokenizer, self._decoding)
+            self._decoder = Decoder(self._model, self._cache, self.chat, self._decoding)
         return self._decoder
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -14,24 +15,55 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from howto.core.errors import UserError, one_line
 from howto.core.hashing import sha256_of
+from howto.modeling.chat import Chat
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 BASE_HASH_FILE = "base_model.json"  # in an adapter's folder: the hash of the weights that it was trained on
+CHAT_FILE = "chat.json"  # in a base's folder, if params.yaml gives a date for its chat template
+DEFAULT_DATE = "2024-07-26"  # for a template that puts in today's date: any fixed day will do
 FROM_DISK = {"local_files_only": True, "trust_remote_code": False}
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a Hugging Face folder. Raise UserError if it is damaged or has no chat template."""
+def load_chat(folder: Path) -> Chat:
+    """Return the tokenizer and the chat template of a Hugging Face folder.
+
+    Raise UserError if the tokenizer is damaged, or the template is missing or cannot be used.
+    """
     _check_model_folder(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **FROM_DISK)
     except Exception as error:  # the tokenizers library raises bare Exceptions for a damaged file
         raise UserError(f"{folder}: cannot read the tokenizer ({one_line(error)}). {_fix(folder)}") from None
-    if not tokenizer.chat_template:
-        raise UserError(f"{folder}: the tokenizer has no chat template. Use a chat model as the base.")
-    return tokenizer
+    settings = _read_json(folder / CHAT_FILE)
+    try:
+        return Chat(tokenizer, _end_tokens(folder), today=date.fromisoformat(settings.get("date", DEFAULT_DATE)))
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+
+
+def _end_tokens(folder: Path) -> list[int]:
+    """Return the tokens that end an answer in `generate`: those of the generation config, else of the model's."""
+    for name in ("generation_config.json", "config.json"):
+        config = _read_json(folder / name)
+        ends = config.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
+        if ends is not None:
+            return [int(end) for end in (ends if isinstance(ends, list) else [ends])]
+    return []
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object from a file, or {} if there is no such file. Raise UserError if it is damaged."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: damaged. {_fix(path.parent)}")
+    return value
 
 
 def load_base(folder: Path, precision: str, device: torch.device) -> PreTrainedModel:

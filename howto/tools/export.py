@@ -71,11 +71,11 @@ def export(output: Path, adapter: Path | None) -> None:
     import torch
     from safetensors import SafetensorError
 
-    from howto.modeling.loading import load_adapter, load_base, load_tokenizer, weights_sha256
+    from howto.modeling.loading import load_adapter, load_base, load_chat, weights_sha256
     from howto.sources.model_files import check_model
 
     own = adapter is None or adapter.resolve() == ADAPTER.resolve()
-    tokenizer = load_tokenizer(BASE)
+    tokenizer = load_chat(BASE).tokenizer
     base = load_base(BASE, "float32", torch.device("cpu"))  # so that the merged weights are rounded once
     stored = json.loads((BASE / "config.json").read_text(encoding="utf-8"))
     merged = load_adapter(base, adapter or ADAPTER, BASE).merge_and_unload()
