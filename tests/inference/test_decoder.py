@@ -1,5 +1,6 @@
 """Answers are those of the model's own `generate`, row by row, whichever rows share the batch."""
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,18 +60,18 @@ def generated(model: Any, chat: Chat, prompt: list[int], **settings: Any) -> lis
 
     Its rule against repeated n-grams is applied to the answer alone, which may quote the prompt.
     """
-    rules, eos = LogitsProcessorList(), chat.end
+    rules, ends = LogitsProcessorList(), sorted(chat.ends)
     if size := settings.pop("no_repeat_ngram_size", None):
         rule = NoRepeatNGramLogitsProcessor(size)
         rules.append(lambda ids, scores: rule(ids[:, len(prompt) :], scores))
     output = model.generate(
         input_ids=torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-        generation_config=GenerationConfig(do_sample=False, eos_token_id=eos, pad_token_id=eos, **settings),
+        generation_config=GenerationConfig(do_sample=False, eos_token_id=ends, pad_token_id=0, **settings),
         logits_processor=rules,
     )
     new: list[int] = output[0, len(prompt) :].tolist()
-    return new[:-1] if new[-1] == eos else new
+    return new[:-1] if new[-1] in ends else new
 
 
 @pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}], ids=str)
@@ -89,6 +90,22 @@ def test_greedy_answers_are_those_of_generate_with_the_adapter_unmerged(
         ids = generated(peft, chat, prompt, max_new_tokens=24, **settings)
         assert answer.text == chat.tokenizer.decode(ids, skip_special_tokens=True).strip()
         assert (answer.new_tokens, answer.stop) == (len(ids), "length" if len(ids) == 24 else "eos")
+
+
+def test_every_token_that_the_models_files_list_as_an_end_ends_an_answer(workplace: Path, rows: list[Row]) -> None:
+    base = workplace / "models/base"
+    first = load_chat(base).tokenizer(" Then", add_special_tokens=False).input_ids[-1]  # the trained answers have it
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, first]}), encoding="utf-8")
+    chat, model = load_chat(base), load_base(base, "float32", CPU)
+    of = Generator(base, None, decoding_params(max_new_tokens=24), batch_size=7, precision="float32", device=CPU)
+    found = answers(of, rows)
+    for row, answer in zip(rows, found, strict=True):
+        ids = generated(model, chat, chat.prompt_ids(row), max_new_tokens=24)
+        assert answer.text == chat.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        assert (answer.new_tokens, answer.stop) == (len(ids), "length" if len(ids) == 24 else "eos")
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}), encoding="utf-8")
+    of = Generator(base, None, decoding_params(max_new_tokens=24), batch_size=7, precision="float32", device=CPU)
+    assert texts(of, rows) != [answer.text for answer in found]  # without that end
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
