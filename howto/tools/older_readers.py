@@ -29,8 +29,12 @@ def add_old_names(folder: Path, **changes: object) -> None:
     path = folder / TOKENIZER_CONFIG
     before = read_json(path)
     after = {**before}
-    if after.get("tokenizer_class") == "TokenizersBackend" and (folder / TOKENIZER).is_file():
-        after["tokenizer_class"] = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is, in both
+    if "backend" in before and (folder / TOKENIZER).is_file():  # transformers 5 wrote it
+        # This class reads tokenizer.json as it is. Others have defaults of their own in transformers 4, such as a BOS.
+        after["tokenizer_class"] = "PreTrainedTokenizerFast"
+        splits = _write_effective_tokenizer(folder)["pre_tokenizer"] or {}
+        if "add_prefix_space" in splits:  # transformers 4 would set it to false
+            after["add_prefix_space"] = splits["add_prefix_space"]
     if isinstance(after.get("extra_special_tokens"), list):  # a mapping in transformers 4
         after["additional_special_tokens"] = after.pop("extra_special_tokens")
     after.pop("auto_map", None)
@@ -39,6 +43,18 @@ def add_old_names(folder: Path, **changes: object) -> None:
         if not (folder / TEMPLATE).is_file():
             (folder / TEMPLATE).write_text(template, encoding="utf-8", newline="")
     _write_if_changed(path, before, after)
+
+
+def _write_effective_tokenizer(folder: Path) -> dict[str, Any]:
+    """Write tokenizer.json as transformers 5 applies it: some of its classes change what the file says. Return it."""
+    from transformers import AutoTokenizer
+
+    path = folder / TOKENIZER
+    backend = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    effective = dict(json.loads(backend.to_str()))
+    if effective != read_json(path):
+        backend.save(str(path))
+    return effective
 
 
 def chat_template(folder: Path) -> str | None:
