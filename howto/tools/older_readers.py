@@ -32,9 +32,7 @@ def add_old_names(folder: Path, **changes: object) -> None:
     if "backend" in before and (folder / TOKENIZER).is_file():  # transformers 5 wrote it
         # This class reads tokenizer.json as it is. Others have defaults of their own in transformers 4, such as a BOS.
         after["tokenizer_class"] = "PreTrainedTokenizerFast"
-        splits = _write_effective_tokenizer(folder)["pre_tokenizer"] or {}
-        if "add_prefix_space" in splits:  # transformers 4 would set it to false
-            after["add_prefix_space"] = splits["add_prefix_space"]
+        after |= _write_effective_tokenizer(folder)
     if isinstance(after.get("extra_special_tokens"), list):  # a mapping in transformers 4
         after["additional_special_tokens"] = after.pop("extra_special_tokens")
     after.pop("auto_map", None)
@@ -46,15 +44,21 @@ def add_old_names(folder: Path, **changes: object) -> None:
 
 
 def _write_effective_tokenizer(folder: Path) -> dict[str, Any]:
-    """Write tokenizer.json as transformers 5 applies it: some of its classes change what the file says. Return it."""
+    """Write tokenizer.json as transformers 5 applies it: some of its classes change what the file says.
+
+    Return settings for tokenizer_config.json that transformers 4 would set otherwise if they were absent.
+    """
     from transformers import AutoTokenizer
 
     path = folder / TOKENIZER
-    backend = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
-    effective = dict(json.loads(backend.to_str()))
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    effective = json.loads(tokenizer.backend_tokenizer.to_str())
     if effective != read_json(path):
-        backend.save(str(path))
-    return effective
+        tokenizer.backend_tokenizer.save(str(path))
+    settings = {"model_input_names": tokenizer.model_input_names}
+    if "add_prefix_space" in (splits := effective["pre_tokenizer"] or {}):
+        settings["add_prefix_space"] = splits["add_prefix_space"]
+    return settings
 
 
 def chat_template(folder: Path) -> str | None:
