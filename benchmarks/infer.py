@@ -131,7 +131,8 @@ def measure(
     """Return the figures of this project and of its peers."""
     import torch
 
-    from howto.modeling.loading import load_adapter, load_base, load_chat
+    from howto.modeling.adapter import load_adapter
+    from howto.modeling.loading import load_base, load_chat
 
     ours = Ours(base, adapter, rows, decoding, size=size, precision=precision, device=device)
     measured = {"howto": timed("howto", ours.answer, ours.answer if warm_up else None, len(ours.requests), device)}

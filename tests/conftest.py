@@ -42,6 +42,7 @@ LONGEST = (
     "pipeline",
     "two_hosts",
     "gpu_check",
+    "older_transformers",
     "remotes",
 )
 

@@ -19,12 +19,13 @@ from howto.inference.config import Infer
 from howto.inference.decoder import Answer, Decoder, OnToken, Request
 from howto.inference.kv_cache import KVCache, OneRowCache, use_kv_cache
 from howto.inference.references import mean_log_probabilities
+from howto.modeling.adapter import load_adapter, merge_adapter
 from howto.modeling.chat import PROBE
 from howto.modeling.collate import Example, encode_row
 from howto.modeling.distributed.process_group import ProcessGroup
 from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora, use_fused_norms
 from howto.modeling.grouped_lora import GroupedLora
-from howto.modeling.loading import load_adapter, load_base, load_chat
+from howto.modeling.loading import load_base, load_chat
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -53,7 +54,7 @@ class Generator:
         if adapter:
             adapted = load_adapter(model, adapter, base)
             if model.dtype == torch.float32:  # merging would round bfloat16 weights, and change answers
-                model = adapted.merge_and_unload()
+                model = merge_adapter(adapted, adapter)
             else:
                 use_unmerged_adapter(adapted, model.dtype, probe)
         if device.type == "cuda":

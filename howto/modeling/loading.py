@@ -1,4 +1,4 @@
-"""Load the base model and its adapter from folders on disk."""
+"""Load the base model from a folder on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -78,36 +77,6 @@ def load_base(folder: Path, precision: str, device: torch.device) -> PreTrainedM
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot read the model ({one_line(error)}). {_fix(folder)}") from None
     return model.to(device).eval()
-
-
-def load_adapter(model: PreTrainedModel, folder: Path, base: Path) -> PeftModel:
-    """Put the adapter in `folder` on `model`, which was loaded from `base`.
-
-    Raise UserError if the adapter is missing or damaged, was trained on another base, or changes nothing.
-    """
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: no such file. Make the adapter with `dvc repro train`.")
-    again = "with `dvc repro -f train`"
-    if (path := folder / BASE_HASH_FILE).is_file():
-        try:
-            trained_on = str(json.loads(path.read_text(encoding="utf-8"))["weights_sha256"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: damaged. Make the adapter again {again}.") from None
-        if trained_on != weights_sha256(base):
-            other = f"another base model (weights sha256 {trained_on[:12]}...) than {base}"
-            raise UserError(f"{folder}: this adapter was trained on {other}. Train one for this base {again}.")
-    try:
-        adapted = PeftModel.from_pretrained(model, str(folder))
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        reason = f"does not fit {base} or is damaged ({one_line(error)})"
-        raise UserError(f"{folder}: the adapter {reason}. Make it again {again}.") from None
-    lora_b = [weight for name, weight in adapted.named_parameters() if "lora_B" in name]
-    if not lora_b:
-        raise UserError(f"{folder}: expected a LoRA adapter, got another kind. Train one {again}.")
-    if not any(bool(weight.any()) for weight in lora_b):
-        raise UserError(f"{folder}: the adapter changes nothing (every B matrix is 0). Train it {again}.")
-    return adapted.eval()
 
 
 def weights_sha256(folder: Path) -> str:
