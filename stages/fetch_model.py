@@ -31,14 +31,18 @@ def main() -> None:
     precision = str(params.value(f"profiles.{params.profile}.machine.precision"))
     with output_lock(BASE), atomic_folder(BASE) as folder:
         done = fetch(params.section(Model), precision, folder)
+        check(folder, params.section(Model).source)
     print(f"fetch_model: {done} -> {BASE}")
 
 
 def fetch(model: Model, precision: str, folder: Path) -> str:
     """Write the model into `folder`, and describe it.
 
-    Raise UserError if the source cannot be read, is incomplete, or its weights have another sha256 than in params.yaml.
+    Raise UserError if the source cannot be read, is incomplete, is not a causal language model, or its weights have
+    another sha256 than in params.yaml.
     """
+    from howto.modeling.base_check import check_config
+
     if model.source.startswith(PREFIX):
         path, package = package_file(model.source)
         return convert(model, path, precision, folder, f"{path.name} of {package}")
@@ -50,6 +54,7 @@ def fetch(model: Model, precision: str, folder: Path) -> str:
             raise UserError(f"{source}: no such file or folder. Correct model.source or model.file in params.yaml.")
         files = {path.name: path for path in source.iterdir() if path.is_file()}
         files = {name: files[name] for name in model_files(files, model.source)}
+        check_config(source, model.source)
     else:
         from howto.sources.hub import open_repository
 
@@ -58,7 +63,9 @@ def fetch(model: Model, precision: str, folder: Path) -> str:
         if model.file:
             path = repository.fetch([model.file])[model.file]
             return convert(model, path, precision, folder, f"{model.file} of {name}")
-        files = repository.fetch(model_files(repository.names, model.source))
+        names = model_files(repository.names, model.source)
+        check_config(repository.fetch(["config.json"])["config.json"].parent, model.source)  # before the weights
+        files = repository.fetch(names)
     copy_files(files, folder)
     weights = check_model(folder, model.source)
     digest = check_sha256(folder, weights, model.weights_sha256, f"the weights of {model.source}")
@@ -75,6 +82,17 @@ def convert(model: Model, path: Path, precision: str, folder: Path, name: str) -
     if warning:
         print(f"fetch_model: warning: {warning}", file=sys.stderr)
     return f"read {name} (sha256 {digest}; {done}; perplexity of an English sentence {perplexity:.1f})"
+
+
+def check(folder: Path, source: str) -> None:
+    """Check that the model in `folder`, fetched from `source`, can be fine-tuned. Raise UserError if it cannot."""
+    from howto.modeling.base_check import check_base
+    from howto.modeling.loading import load_tokenizer
+
+    try:
+        check_base(folder, load_tokenizer(folder), source)
+    except UserError as error:  # the folder has a temporary name
+        raise UserError(str(error).replace(str(folder), source)) from None
 
 
 if __name__ == "__main__":

@@ -26,10 +26,9 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Path) -> PeftModel:
     layer that this base does not have, or a rank that a layer cannot have.
     """
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    _check_names(linear, lora, int(model.config.num_hidden_layers))
-    targets = lora.target_modules
+    _check_names(linear, lora, int(model.config.get_text_config(decoder=True).num_hidden_layers))
+    targets, head = lora.target_modules, model.get_output_embeddings()
     if lora.layers is not None and targets == "all-linear":  # PEFT does not support both
-        head = model.get_output_embeddings()
         targets = sorted({name.split(".")[-1] for name in linear if model.get_submodule(name) is not head})
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -39,8 +38,8 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Path) -> PeftModel:
         target_modules=targets,
         exclude_modules=lora.exclude_modules,
         layers_to_transform=lora.layers,
-        rank_pattern=lora.rank_pattern,
-        alpha_pattern=lora.alpha_pattern,
+        rank_pattern=dict(lora.rank_pattern),  # PEFT adds those of experts
+        alpha_pattern=dict(lora.alpha_pattern),
         init_lora_weights=True if lora.init == "default" else lora.init,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
@@ -48,6 +47,19 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Path) -> PeftModel:
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:  # what PEFT checks itself
+        if "ParamWrapper" in str(error):
+            kind, key = type(model).__name__, "dropout" if "dropout" in str(error) else "dora"
+            others = ", ".join(sorted({name.split(".")[-1] for name in linear if model.get_submodule(name) is not head}))
+            raise UserError(
+                f"params.yaml: train.lora.{key}: the experts of {kind} are trained without it. Set it to "
+                f"{'0.0' if key == 'dropout' else 'false'}, or set train.lora.target_modules to layers outside the "
+                f"experts: {others}."
+            ) from None
+        if "Mamba" in str(error):
+            raise UserError(
+                f"params.yaml: train.lora.exclude_modules: PEFT cannot adapt out_proj of "
+                f"{type(model).__name__}. Add out_proj there."
+            ) from None
         raise UserError(f"params.yaml: train.lora: {one_line(error)}") from None
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     return adapted
