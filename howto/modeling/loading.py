@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from howto.core.errors import UserError, one_line
+from howto.core.errors import UserError, is_out_of_memory, one_line
 from howto.core.hashing import sha256_of
 from howto.modeling.chat import Chat
 
@@ -68,14 +68,20 @@ def _read_json(path: Path) -> dict[str, Any]:
 def load_base(folder: Path, precision: str, device: torch.device) -> PreTrainedModel:
     """Return the causal language model of a Hugging Face folder in evaluation mode.
 
-    `precision` is the name of the weights' torch dtype. Raise UserError if a file is missing or damaged.
+    `precision` is the name of the weights' torch dtype. Raise UserError if a file is missing or damaged, or lacks
+    weights of the architecture, which transformers would fill with random numbers.
     """
     _check_model_folder(folder)
+    options = {"dtype": getattr(torch, precision), "use_safetensors": True, "output_loading_info": True}
     try:
-        dtype = getattr(torch, precision)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **FROM_DISK)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        model, found = AutoModelForCausalLM.from_pretrained(folder, **options, **FROM_DISK)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{folder}: cannot read the model ({one_line(error)}). {_fix(folder)}") from None
+    if missing := sorted(found["missing_keys"]):
+        lack = f"the weights lack {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+        raise UserError(f"{folder}: {lack} of {type(model).__name__}. Take a complete model in params.yaml.")
     return model.to(device).eval()
 
 

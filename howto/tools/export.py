@@ -107,11 +107,8 @@ def _write_model(merged: PreTrainedModel, folder: Path, output: Path, *, untied:
 
     config = read_json(BASE / "config.json")
     merged = merged.to(getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32"))
-    files = {
-        path.name: path
-        for path in BASE.iterdir()
-        if path.suffix != ".safetensors" and path.name not in {INDEX, CHAT_FILE}
-    }
+    others = {INDEX, CHAT_FILE}  # about the base's own weights, and for this project alone
+    files = {path.name: path for path in BASE.iterdir() if path.suffix != ".safetensors" and path.name not in others}
     if "generation_config.json" in files:  # it is copied, and may be one that transformers refuses to save
         merged.generation_config = GenerationConfig()
     try:

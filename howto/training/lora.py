@@ -31,7 +31,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Path) -> PeftModel:
     """
     # Conv1D is GPT-2's linear layer, with its matrix transposed.
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
-    _check_names(set(linear), lora, int(model.config.num_hidden_layers))
+    _check_names(set(linear), lora, int(model.config.get_text_config(decoder=True).num_hidden_layers))
     if lora.init == "olora" and any(isinstance(module, Conv1D) for module in linear.values()):
         raise UserError(f"params.yaml: train.lora.init: olora does not support {type(model).__name__}. Choose another.")
     targets, head = lora.target_modules, model.get_output_embeddings()
@@ -49,8 +49,8 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Path) -> PeftModel:
         target_modules=targets,
         exclude_modules=lora.exclude_modules,
         layers_to_transform=lora.layers,
-        rank_pattern=lora.rank_pattern,
-        alpha_pattern=lora.alpha_pattern,
+        rank_pattern=dict(lora.rank_pattern),  # PEFT adds those of experts
+        alpha_pattern=dict(lora.alpha_pattern),
         init_lora_weights=True if lora.init == "default" else lora.init,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
@@ -60,6 +60,19 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Path) -> PeftModel:
             warnings.filterwarnings("ignore", ".*fan_in_fan_out")  # PEFT sets it itself for each layer
             adapted = get_peft_model(model, config)
     except ValueError as error:  # what PEFT checks itself
+        if "ParamWrapper" in str(error):
+            kind, key = type(model).__name__, "dropout" if "dropout" in str(error) else "dora"
+            others = ", ".join(sorted({name.split(".")[-1] for name, module in linear.items() if module is not head}))
+            raise UserError(
+                f"params.yaml: train.lora.{key}: the experts of {kind} are trained without it. Set it to "
+                f"{'0.0' if key == 'dropout' else 'false'}, or set train.lora.target_modules to layers outside the "
+                f"experts: {others}."
+            ) from None
+        if "Mamba" in str(error):
+            raise UserError(
+                f"params.yaml: train.lora.exclude_modules: PEFT cannot adapt out_proj of "
+                f"{type(model).__name__}. Add out_proj there."
+            ) from None
         raise UserError(f"params.yaml: train.lora: {one_line(error)}") from None
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     return adapted
