@@ -15,7 +15,13 @@ from tests.pipeline.test_recover import YAML
 from tests.support.in_process import Done, edit_params, run_here
 
 ADAPTER = Path("data/predictions/adapter.jsonl")
-PLACES = ("subfolder", "subfolder with .dvc above", "submodule", "worktree with a detached head", "link to the cache")
+PLACES = (
+    "subfolder",
+    "subfolder with .dvc above",
+    "submodule",
+    "worktree with a detached head",
+    "links to a linked cache",
+)
 
 
 def put(place: str, base: Path, fill: Callable[[Path], None]) -> Path:
@@ -31,11 +37,14 @@ def put(place: str, base: Path, fill: Callable[[Path], None]) -> Path:
         (folder / ".dvc").rename(top / ".dvc")
     if place.startswith("subfolder"):
         (top / "another project.txt").write_text("of another team\n", encoding="utf-8")
-    if place == "link to the cache":
+    if place == "links to a linked cache":
         (folder / ".dvc/cache").rename(base / "cache")
         (folder / ".dvc/cache").symlink_to(base / "cache")
+        (folder / ".dvc/config.local").write_text("[cache]\n    type = symlink\n", encoding="utf-8")
     for command in ("git init -q", "git add -A", "git commit -qm run"):
         run(top, *command.split())
+    if place == "links to a linked cache":
+        run(folder, "dvc", "checkout", "-q", "--relink")
     if place == "worktree with a detached head":
         tree = base / "other tree é"
         run(top, "git", "worktree", "add", "-q", "--detach", str(tree))
