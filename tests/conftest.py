@@ -40,6 +40,7 @@ LONGEST = (
     "group",
     "fsdp",
     "pipeline",
+    "places",
     "two_hosts",
     "gpu_check",
     "older_transformers",
