@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from howto.core.errors import UserError
 from howto.data import readers
 from howto.data.config import Columns
-from howto.data.raw_rows import LONGEST_ROW, BadRow, RawTexts, parse_row
+from howto.data.raw_rows import LONGEST_ROW, RawTexts, parse_row
 from howto.data.readers import READERS, read_chunks
+from howto.data.row_formats import BadRow, RowFormats
 from howto.sources.files import is_row_file
 from tests.conftest import run_stage
 from tests.support.fetching import Place, lay
@@ -46,12 +47,13 @@ def read(content: bytes, name: str, folder: Path, columns: Columns = COLUMNS) ->
     """The rows of a file with their numbers."""
     (folder / name).write_bytes(content)
     found: Found = []
-    for chunk in read_chunks(folder / name, columns):
+    formats = RowFormats(columns)
+    for chunk in read_chunks(folder / name, formats):
         for number, line in enumerate(chunk.rows, chunk.first):
             if line.isspace():
                 continue
             try:
-                found.append((number, parse_row(line, columns)))
+                found.append((number, parse_row(line, formats)[0]))
             except BadRow as bad:
                 found.append((number, bad))
     return found
@@ -238,7 +240,7 @@ def peak(path: Path) -> int:
     """The most bytes of Python objects while a file is read."""
     tracemalloc.start()
     try:
-        for _ in read_chunks(path, COLUMNS):
+        for _ in read_chunks(path, RowFormats(COLUMNS)):
             pass
         return tracemalloc.get_traced_memory()[1]
     finally:
