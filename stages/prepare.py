@@ -131,9 +131,9 @@ def check_splits(codes: Codes, params: Prepare) -> None:
     for code, name in enumerate(NAMES):
         if not (codes == code).any() and not (code == VALIDATION and params.split.validation == 0):
             kept = int((codes != NONE).sum())
-            raise UserError(
-                f"{RAW_ROWS}: {kept} usable rows leave none for {name}. Bring more rows, or raise its share."
-            )
+            from_file = name == "test" and raw_files(RAW_TEST)
+            fix = "Check the rows of data.test_source" if from_file else "Bring more rows, or raise its share"
+            raise UserError(f"{RAW_ROWS}: {kept} usable rows leave none for {name}. {fix}.")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def read_chunks(path: Path, formats: RowFormats) -> Iterator[Chunk]:
     except (UserError, MemoryError):
         raise
     except BadRow as bad:  # about the columns of the whole file
-        raise UserError(f"{path}: {bad}. Fix prepare.columns in params.yaml, or the file.") from None
+        raise UserError(f"{path}: {bad}. Correct it in params.yaml, or the file.") from None
     except Exception as error:  # of a library, of any kind, on a damaged file
         if isinstance(error, OSError) and error.errno is not None:  # of the machine
             raise

@@ -148,12 +148,12 @@ class RowFormats:
         return found
 
     def _problem(self, names: tuple[str, ...]) -> str:
-        columns, row = self._columns, f"the row has {listed(names)}"
+        columns, there = self._columns, f"(there are {listed(names)})"
         if not self.answered:
             expected = dict.fromkeys([*INTENTS, columns.instruction, *CONVERSATIONS])
-            return f"expected one of the columns {', '.join(expected)}, {row}"
+            return f"expected one of the columns {', '.join(expected)} {there}"
         missing = columns.instruction if columns.instruction not in names else columns.response
-        return f"no column {missing!r}, {row}; prepare.columns names the columns to read"
+        return f"no column {missing!r} {there}; prepare.columns names the columns to read"
 
 
 class ColumnUse:
