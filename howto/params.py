@@ -41,7 +41,7 @@ def read_params(path: Path = PARAMS) -> Params:
     split = params.section(ProfilePrepare).applied_to(params.section(Prepare)).split
     if split.test == 0 and not params.section(Data).test_source:
         raise UserError(
-            f"{path}: prepare.split.test: 0 leaves no row to be scored. Raise it, or name held-out rows in "
-            f"profiles.{params.profile}.data.test_source."
+            f"{path}: prepare.split.test with the profile's own prepare: 0 leaves no row to be scored. Raise it, or "
+            f"name held-out rows in profiles.{params.profile}.data.test_source."
         )
     return params
