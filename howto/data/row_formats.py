@@ -164,7 +164,7 @@ class ColumnUse:
         self._usual: Counter[str] = Counter()  # rows by the name of their format
         self._read: dict[str, None] = {}
         self._unread: dict[str, str] = {}  # with the file of the first
-        self._may_lack = False  # whether a row in the format that params describe has a column that is not read
+        self._may_lack: set[str] = set()  # keys of `prepare.columns`, where a column that is not read may be meant
 
     def add(self, formats: Counter[RowFormat], file: str) -> None:
         """Count the rows of a file by their format."""
@@ -174,18 +174,20 @@ class ColumnUse:
                 self._unread.setdefault(name, file)
             if found.name:
                 self._usual[found.name] += rows
-            elif found.unread:
-                self._may_lack = True
+            if found.unread and not found.name:
+                self._may_lack.update(OPTIONAL)
+            elif found.unread and not found.messages and not found.context:  # a conversation has its texts in itself
+                self._may_lack.add("context")
 
     def check(self) -> None:
         """Raise UserError if no row has a column that `prepare.columns` names, while another column is not read."""
         for key in ("messages", *OPTIONAL):
             name = getattr(self._columns, key)
-            if name and name not in self._read and (self._may_lack or key == "messages"):
+            if name and name not in self._read and key in {*self._may_lack, "messages"}:
                 raise UserError(
                     f"params.yaml: prepare.columns.{key}: no row has a column {name!r}. The rows have "
-                    f"{listed(list(self._read))}, and {listed(list(self._unread))} are not read. Name one of them, or "
-                    "set the key to null."
+                    f"{listed(list(self._read))}, and these are not read: {listed(list(self._unread))}. Name one of "
+                    "them, or set the key to null."
                 )
 
     def lines(self) -> list[str]:

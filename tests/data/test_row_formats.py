@@ -102,6 +102,19 @@ def test_a_named_column_that_no_row_has_stops_the_run_if_another_column_is_not_r
     assert texts(prepare(tmp_path, {"rows/some.jsonl": jsonl(rows)}, named)) == TEXTS
 
 
+def test_of_a_recognised_format_another_column_may_be_the_context_but_not_beside_a_conversation(tmp_path: Path) -> None:
+    rows = [{"prompt": row["instruction"], "completion": row["response"], "id": row["category"]} for row in ROWS]
+    message = stop_of(tmp_path, {"some.jsonl": jsonl(rows)})
+    assert "prepare.columns.context: no row has a column 'context'" in message and "these are not read: 'id'" in message
+    unnamed = with_params(columns=columns(context=None))
+    assert len(prepare(tmp_path, {"rows/some.jsonl": jsonl(rows)}, unnamed).kept) == 40
+    turns = (("user", "prompt"), ("assistant", "completion"))
+    talks = [
+        {"messages": [{"role": role, "content": row[name]} for role, name in turns], "id": row["id"]} for row in rows
+    ]
+    assert len(prepare(tmp_path, {"rows/some.jsonl": jsonl(talks)}).kept) == 40
+
+
 @pytest.mark.parametrize("name", ["alpaca.jsonl", "header.csv"])
 @pytest.mark.parametrize("beside", [{}, {"a_good_file.jsonl": jsonl(ROWS)}], ids=["alone", "beside a good file"])
 def test_a_context_under_another_name_is_never_dropped(tmp_path: Path, name: str, beside: dict[str, bytes]) -> None:
