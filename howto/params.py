@@ -7,6 +7,7 @@ imports and that dvc.yaml does not name.
 from pathlib import Path
 
 from howto.core.config import Params, read_sections
+from howto.core.errors import UserError
 from howto.core.paths import PARAMS
 from howto.data.config import Prepare, ProfilePrepare
 from howto.evaluation.config import Evaluate
@@ -33,7 +34,14 @@ SECTIONS = (
 def read_params(path: Path = PARAMS) -> Params:
     """Read and check the whole file.
 
-    Raise UserError if the file is missing or not YAML, or a key is unknown, missing, of the wrong type or out of range.
-    The message names file, line and key.
+    Raise UserError if the file is missing or not YAML, a key is unknown, missing, of the wrong type or out of range, or
+    sections of the active profile contradict each other. The message names file and key, and mostly the line.
     """
-    return read_sections(path, SECTIONS)
+    params = read_sections(path, SECTIONS)
+    split = params.section(ProfilePrepare).applied_to(params.section(Prepare)).split
+    if split.test == 0 and not params.section(Data).test_source:
+        raise UserError(
+            f"{path}: prepare.split.test with the profile's own prepare: 0 leaves no row to be scored. Raise it, or "
+            f"name held-out rows in profiles.{params.profile}.data.test_source."
+        )
+    return params

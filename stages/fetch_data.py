@@ -17,7 +17,10 @@ from howto.core.output_lock import output_lock
 from howto.core.paths import RAW, RAW_ROWS, RAW_TEST
 from howto.params import read_params
 from howto.sources.config import Data
-from howto.sources.files import copy_files, is_local, local_files, row_files, unread_files
+from howto.sources.dataset_rows import is_saved, write_saved
+from howto.sources.files import copy_files, is_local, local_files, row_files, saved_folders, unread_files
+
+ROWS = "rows.jsonl"  # of a split
 
 
 @reports_errors
@@ -40,14 +43,21 @@ def fetch(data: Data, key: str, folder: Path) -> str:
     Raise UserError if the source cannot be read, has no rows, or has another sha256 than params.yaml.
     """
     folder.mkdir()
-    if is_local(data.source, data.revision or data.config or data.split, f"{key}source"):
-        source, raw = Path(data.source).expanduser(), RAW.resolve()
+    source, raw = Path(data.source).expanduser(), RAW.resolve()
+    saved = is_saved(source) and not data.file
+    hub_only = data.revision or data.config or (None if saved else data.split)
+    if is_local(data.source, hub_only, f"{key}source"):
         if source.resolve().is_relative_to(raw) or raw.is_relative_to(source.resolve()):
             raise UserError(f"{source}: it overlaps with {RAW}, which this stage replaces. Keep your rows elsewhere.")
         files = local_files(source, data.file, f"{key}source")
-        names = select(data, key, files) if source.is_dir() else list(files)
-        copy_files({name: files[name] for name in names}, folder)
         done = f"copied {data.source}"
+        if saved:
+            names = [ROWS]
+            done += f", {write_saved(data, key, folder / ROWS)}"
+            print_unread(data, files, [name for name in files if name.endswith(".arrow")])
+        else:
+            names = select(data, key, files) if source.is_dir() else list(files)
+            copy_files({name: files[name] for name in names}, folder)
     else:
         from howto.sources.hub import open_repository
         from howto.sources.hub_splits import declares_configs, write_split
@@ -55,8 +65,8 @@ def fetch(data: Data, key: str, folder: Path) -> str:
         repository = open_repository(data.source, "dataset", data.revision)
         done = f"downloaded {data.source} at revision {repository.commit}"
         if data.config or data.split or (not data.file and declares_configs(repository)):
-            names = ["rows.jsonl"]
-            done += f", {write_split(repository, data, key, folder / names[0])}"
+            names = [ROWS]
+            done += f", {write_split(repository, data, key, folder / ROWS)}"
         else:
             names = select(data, key, repository.names)
             copy_files(repository.fetch(names), folder)
@@ -67,9 +77,19 @@ def fetch(data: Data, key: str, folder: Path) -> str:
 def select(data: Data, key: str, names: Collection[str]) -> list[str]:
     """Return the files with rows, and print which others of the source are left out. Raises as `fetch`."""
     selected = row_files(names, data.file, data.source, f"{key}source")
-    if not data.file and (unread := unread_files(names)):
-        print(f"fetch_data: {data.source}: {unread}")
+    if not data.file and (folders := saved_folders(names)):
+        first = f"{folders[0]} is a data set that `save_to_disk` wrote"
+        raise UserError(
+            f"{data.source}: {first}. Name a folder of that kind in {key}source, or its files in {key}file."
+        )
+    print_unread(data, names, selected)
     return selected
+
+
+def print_unread(data: Data, names: Collection[str], read: Collection[str]) -> None:
+    """Print which files of a source are not read and may have rows."""
+    if unread := unread_files(names, data.file, read):
+        print(f"fetch_data: {data.source}: {unread}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from howto.data.arrays import Codes
 from howto.data.config import Prepare, ProfilePrepare
 from howto.data.duplicates import reject_duplicates
 from howto.data.readers import read_chunks
+from howto.data.row_formats import ColumnUse, RowFormats
 from howto.data.row_processor import RowProcessor, rejected_line
 from howto.data.row_store import RowStore
 from howto.data.split import NAMES, NONE, VALIDATION, split_rows
@@ -77,8 +78,9 @@ def read_rows(store: RowStore, rejected: Path, params: Prepare) -> Counter[str]:
     if not raw_files(RAW_ROWS):
         raise UserError(f"{RAW_ROWS}: no file in it. Make it with `dvc repro fetch_data`.")
     processes = usable_cores() if sum(path.stat().st_size for path in files) > SMALL else 1
-    chunks = chain.from_iterable(read_chunks(path, params.columns) for path in files)
+    chunks = chain.from_iterable(read_chunks(path, RowFormats(params.columns)) for path in files)
     counts: Counter[str] = Counter()
+    columns = ColumnUse(params.columns)
     problems: dict[Path, str] = {}
     readable: set[Path] = set()
     bar = tqdm(desc="read and clean", unit="row", unit_scale=True, disable=None)
@@ -87,6 +89,7 @@ def read_rows(store: RowStore, rejected: Path, params: Prepare) -> Counter[str]:
             store.add(chunk)
             file.write(chunk.rejected)
             counts += chunk.counts
+            columns.add(chunk.formats, chunk.path.name)
             if chunk.problem:
                 problems.setdefault(chunk.path, chunk.problem)
             if chunk.counts["raw"] > chunk.counts["bad_row"]:
@@ -95,6 +98,9 @@ def read_rows(store: RowStore, rejected: Path, params: Prepare) -> Counter[str]:
     for path, problem in problems.items():
         if path not in readable:
             raise UserError(f"{problem}. No row of the file can be read: fix it, or prepare.columns in params.yaml.")
+    columns.check()
+    for line in columns.lines():
+        print(f"prepare: {line}")
     store.finish()
     if not len(store):
         found = ", ".join(f"{count} {what}" for what, count in counts.items())
@@ -129,9 +135,9 @@ def check_splits(codes: Codes, params: Prepare) -> None:
     for code, name in enumerate(NAMES):
         if not (codes == code).any() and not (code == VALIDATION and params.split.validation == 0):
             kept = int((codes != NONE).sum())
-            raise UserError(
-                f"{RAW_ROWS}: {kept} usable rows leave none for {name}. Bring more rows, or raise its share."
-            )
+            from_file = name == "test" and raw_files(RAW_TEST)
+            fix = "Check the rows of data.test_source" if from_file else "Bring more rows, or raise its share"
+            raise UserError(f"{RAW_ROWS}: {kept} usable rows leave none for {name}. {fix}.")
 
 
 def check_words(tokenizer: str) -> None:

@@ -31,10 +31,15 @@ class Columns(Section):
     response: str = Field(min_length=1)
     category: str | None
     references: str | None = None
+    messages: str | None = None
 
-    def texts(self) -> tuple[str, str | None, str, str | None]:
-        """Return the names of the columns that hold one text."""
-        return self.instruction, self.context, self.response, self.category
+    @model_validator(mode="after")
+    def _differ(self) -> Columns:
+        names = (self.instruction, self.context, self.response, self.references, self.messages)
+        given = [name for name in names if name is not None]
+        if twice := next((name for name in given if given.count(name) > 1), None):
+            raise ValueError(f"two of them name the column {twice}; `messages` names a column with both sides")
+        return self
 
 
 class Clean(Section):
@@ -69,6 +74,12 @@ class Duplicates(Section):
 
     exact: bool
     near: float | None = Field(gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _near_includes_exact(self) -> Duplicates:
+        if self.near and not self.exact:
+            raise ValueError("exact: false keeps equal rows, and near rejects them; set near to null, or exact to true")
+        return self
 
 
 class Split(Section):

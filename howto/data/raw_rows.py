@@ -3,29 +3,42 @@
 import json
 from typing import Any, NamedTuple
 
-from howto.data.config import Columns
+from howto.data.conversations import (
+    Message,
+    checked_text,
+    is_conversation,
+    read_exchanges,
+    read_messages,
+    split_messages,
+)
+from howto.data.row_formats import BadRow, RowFormat, RowFormats
 
 LONGEST_ROW = 16 << 20  # bytes
 
-
-class BadRow(Exception):
-    """What is wrong with a row."""
+Values = dict[str | None, Any]  # of a row, by column; there is none for None
 
 
 class RawTexts(NamedTuple):
-    """The texts of a row; "" for one that the row does not have. `references` are more answers to score against."""
+    """The texts of a row; "" for one that the row does not have.
+
+    `references` are more answers to score against. `system` is the row's own system message. `history` has the turns
+    before the instruction: user, assistant, user, ...
+    """
 
     instruction: str
     context: str
     response: str
     category: str
     references: tuple[str, ...]
+    system: str = ""
+    history: tuple[str, ...] = ()
 
 
-def parse_row(line: bytes, columns: Columns) -> RawTexts:
-    """Return the texts of a row that is given as a JSON object.
+def parse_row(line: bytes, formats: RowFormats) -> tuple[RawTexts, RowFormat]:
+    """Return the texts of a row that is given as a JSON object, and its format.
 
-    Raise BadRow if the line is too long, not UTF-8 or not a JSON object, a column is missing, or a value is not text.
+    Raise BadRow if the line is too long, not UTF-8 or not a JSON object, a column is missing, or a value is neither
+    text nor a conversation.
     """
     if len(line) > LONGEST_ROW:
         raise BadRow(f"the row is longer than {LONGEST_ROW >> 20} MiB")
@@ -37,35 +50,46 @@ def parse_row(line: bytes, columns: Columns) -> RawTexts:
         raise BadRow(f"not a JSON object ({error})") from None
     if not isinstance(row, dict):
         raise BadRow(f"expected a JSON object, got {row!r:.40}")
-    for name in (columns.instruction, columns.response):
-        if name not in row:
-            raise BadRow(f"no column {name!r}, the row has {listed(list(row))}")
-    instruction, context, response, category = (
-        "" if row.get(name) is None else _text(name, row[name]) for name in columns.texts()
-    )
-    references = row.get(columns.references) or []
+    found = formats.of(tuple(row))
+    if (
+        found.messages
+        or found.system
+        or found.history
+        or any(is_conversation(row.get(name)) for name in (found.instruction, found.response))
+    ):
+        unread: set[str] = set()
+        system, turns = _conversation(row, found, unread, answered=formats.answered)
+        found = found._replace(unread=(*found.unread, *sorted(unread))) if unread else found
+        *history, instruction, response = turns if formats.answered else (*turns, "")
+    else:
+        system, history = "", []
+        instruction, response = (_text(row, name) for name in (found.instruction, found.response))
+    references = row.get(found.references) or []
     if not isinstance(references, list):
-        raise BadRow(f"column {columns.references!r}: expected a list of texts, got {references!r:.40}")
-    others = tuple(_text(columns.references, text) for text in references)
-    return RawTexts(instruction, context, response, category, others)
+        raise BadRow(f"column {found.references!r}: expected a list of texts, got {references!r:.40}")
+    others = tuple(checked_text(text, f"column {found.references!r}") for text in references)
+    context, category = _text(row, found.context), _text(row, found.category)
+    return RawTexts(instruction, context, response, category, others, system, tuple(history)), found
 
 
-def listed(names: list[str]) -> str:
-    """Return the first of the names, short enough for a message."""
-    return f"{', '.join(f'{name!r:.80}' for name in names[:10]) or 'none':.300}"
+def _text(row: Values, name: str | None) -> str:
+    """Return the text in a column, or "" if there is none."""
+    return "" if (value := row.get(name)) is None else checked_text(value, f"column {name!r}")
 
 
-def _text(name: str | None, value: object) -> str:
-    """Return the value of a column. Raises BadRow if it is not text that can be written as UTF-8."""
-    if not isinstance(value, str):
-        raise BadRow(f"column {name!r}: expected text, got {value!r:.40}")
-    if "\0" in value:
-        raise BadRow(f"column {name!r}: expected text, got a NUL character")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise BadRow(f"column {name!r}: expected text, got half of a surrogate pair") from None
-    return value
+def _conversation(row: Values, found: RowFormat, unread: set[str], *, answered: bool) -> tuple[str, list[str]]:
+    """Return the system message, and the turns with the intent and, if it is `answered`, its answer at the end."""
+    messages: list[Message] = []
+    if found.history and row[found.history]:
+        messages = read_exchanges(row[found.history], f"column {found.history!r}", unread)
+    for name, role in ((found.messages, ""), (found.instruction, "user"), (found.response, "assistant")):
+        if name and (not role or is_conversation(row[name])):
+            messages += read_messages(row[name], f"column {name!r}", unread)
+        elif name:
+            messages.append((role, _text(row, name)))
+    if (system := _text(row, found.system)) and messages[:1] != [("system", system)]:
+        messages = [("system", system), *messages]
+    return split_messages(messages, answered=answered)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

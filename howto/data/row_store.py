@@ -11,9 +11,10 @@ import numpy as np
 
 from howto.data.arrays import Arrays, Mask, RowNumbers
 from howto.data.minhash import jaccard, shingle_set
-from howto.data.row_processor import ProcessedChunk
+from howto.data.row_processor import ProcessedChunk, copy_of, earlier_turns
 
 CACHED = 512  # sets of shingles, while pairs are compared
+PARTS = ("intent", "context", "row", "said")  # of a key, by the array that has their hashes
 
 
 class RowStore:
@@ -41,7 +42,8 @@ class RowStore:
         if chunk.path not in self._paths:
             self._paths.append(chunk.path)
         file = np.full(len(chunk.categories), self._paths.index(chunk.path), dtype=np.uint32)
-        self._parts.append({"file": file, **chunk.arrays})
+        arrays = chunk.arrays | {"turn_row": chunk.arrays["turn_row"] + len(self)}
+        self._parts.append({"file": file, **arrays})
         self.categories += map(sys.intern, chunk.categories)  # equal names share one string
 
     def finish(self) -> None:
@@ -55,9 +57,16 @@ class RowStore:
         self._match = np.full(len(self), -1, dtype=np.int64)
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the rows as JSON lines."""
+        """Yield the rows as JSON lines. Equal rows, where they may be kept, get ids that differ."""
         self._lines.seek(0)
-        yield from self._lines
+        if "id" not in self.arrays:
+            yield from self._lines
+            return
+        _, first, number = np.unique(self.arrays["id"], return_index=True, return_inverse=True)
+        copies = np.zeros(len(first), dtype=np.int64)
+        for row, line in enumerate(self._lines):
+            copies[number[row]] += 1
+            yield line if first[number[row]] == row else copy_of(line, int(copies[number[row]]))
 
     def source(self, row: int) -> str:
         """Return where the row was read: file and line."""
@@ -84,18 +93,25 @@ class RowStore:
         about = {"source": self.source(row), "reason": reason}
         return about | {"detail": f"{detail} {self.source(self._match[row])}"} if detail else about
 
-    def is_near(self, one: int, other: int, threshold: float, texts: tuple[int, ...] = (0, 1, 2)) -> bool:
-        """Return whether the Jaccard index of each text of two rows is at least the threshold.
+    def is_near(self, one: int, other: int, threshold: float) -> bool:
+        """Return whether the Jaccard index of each part of two rows' keys is at least the threshold.
 
-        The texts are intent (0), context (1) and response (2). Each must be near, as one word can change the meaning.
+        Each must be near, as one word can change the meaning.
         """
-        for text in texts:
-            hashes = self.arrays[("intent", "context", "row")[text]]
+        for part, name in enumerate(PARTS):
+            hashes = self.arrays[name]
             is_same = hashes[one] == hashes[other]
-            if not is_same and jaccard(self._shingles(one, text), self._shingles(other, text)) < threshold:
+            if not is_same and jaccard(self._shingles(one, part), self._shingles(other, part)) < threshold:
                 return False
         return True
 
-    def _read_shingles(self, row: int, text: int) -> frozenset[int]:
+    def turn_similarity(self, one: tuple[int, int], other: tuple[int, int]) -> float:
+        """Return the Jaccard index of two turns, each given by its row and its place: -1 for the intent."""
+        return jaccard(*(self._shingles(row, 0 if place < 0 else len(PARTS) + place) for row, place in (one, other)))
+
+    def _read_shingles(self, row: int, part: int) -> frozenset[int]:
+        """Return the shingles of a part of a row's key; from len(PARTS) on, of the user's turns in the history."""
         size, end = int(self.arrays["key_size"][row]), int(self._key_ends[row])
-        return shingle_set(os.pread(self._keys.fileno(), size, end - size).decode().split("\0")[text])
+        *parts, last = os.pread(self._keys.fileno(), size, end - size).decode().split("\0")
+        parts = [*parts, last] if len(parts) == len(PARTS) - 1 else [*parts, last, ""]
+        return shingle_set(parts[part] if part < len(PARTS) else earlier_turns(parts[-1])[part - len(PARTS)])

@@ -1,14 +1,17 @@
 """Split rows into train, validation and test without a leak.
 
-A row's split depends only on a hash of its intent's normal key. So the order of the rows does not matter, later rows
-move no earlier row, and rows with the same intent go together. A row of train would leak if it shares its context, or a
-near intent, with a row of validation or test: it is left out. So is such a row of validation. Test rows always stay.
+A row's split depends only on a hash of its intent's normal key; with a history, on that of the first turn of the user.
+So the order of the rows does not matter, later rows move no earlier row, rows with the same intent go together, and so
+do those that are made of one conversation. A row of train would leak if it shares its context, or a near turn of the
+user, be it the intent or an earlier one, with a row of validation or test: it is left out. So is such a row of
+validation. Test rows always stay.
 
 To split groups of such rows would keep every row. But a new row that joins two groups would move one of them, and then
 a model is scored on rows that an earlier one was trained on.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,19 +33,38 @@ def split_rows(store: RowStore, params: Split) -> Codes:
     codes[store.used] = deal(arrays["place"][store.used], arrays["given_test"][store.used], params)
     store.reject("not_dealt", "", np.where(codes == NONE, 0, -1))
     rows = np.flatnonzero(store.used)
+    place = np.full(len(store), -1, dtype=np.int64)
+    place[rows] = np.arange(len(rows))
+    earlier = np.flatnonzero(store.used[arrays["turn_row"]])  # the turns in the histories of used rows
+    owner = np.concatenate([np.arange(len(rows)), place[arrays["turn_row"][earlier]]])
 
-    def index_intents(places: RowNumbers) -> NearIndex:
-        chosen = rows[places].tolist()
-        bands, sketches = arrays["intent_bands"][chosen], arrays["intent_sketches"][chosen]
+    def of_turns(turns: RowNumbers, intents: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
+        """Return an entry for each turn: of `intents`, which has one for each row, or of `others`."""
+        is_intent = turns < len(rows)
+        picked = np.empty((len(turns), *intents.shape[1:]), dtype=intents.dtype)
+        picked[is_intent] = intents[rows[turns[is_intent]]]
+        picked[~is_intent] = others[earlier[turns[~is_intent] - len(rows)]]
+        return picked
+
+    def index_turns(turns: RowNumbers) -> NearIndex:
+        bands, sketches = (
+            of_turns(turns, arrays[f"intent_{of}"], arrays[f"turn_{of}"]) for of in ("bands", "sketches")
+        )
+        row = of_turns(turns, np.arange(len(store)), arrays["turn_row"]).tolist()
+        at = of_turns(turns, np.full(len(store), -1), arrays["turn_place"]).tolist()
         near = threshold or 1.0
-        return NearIndex(bands, sketches, near, lambda a, b: store.is_near(chosen[a], chosen[b], near, texts=(0,)))
+        return NearIndex(
+            bands, sketches, near, lambda a, b: store.turn_similarity((row[a], at[a]), (row[b], at[b])) >= near
+        )
 
-    intents, contexts = arrays["intent"][rows], arrays["context"][rows]
-    for what, found in find_leaks(codes[rows], intents, contexts, index_intents if threshold else None).items():
+    turns, contexts = np.concatenate([arrays["intent"][rows], arrays["turn"][earlier]]), arrays["context"][rows]
+    leaks = find_leaks(codes[rows], turns, owner, contexts, index_turns if threshold else None)
+    for what, found in leaks.items():
+        detail = "shares a turn with" if what == "turn" else f"has the {what} of"
         matches = np.full(len(store), -1, dtype=np.int64)
         matches[rows] = np.where(found >= 0, rows[found], -1)
-        store.reject("matches_test", f"has the {what} of", np.where(codes[matches] == TEST, matches, -1))
-        store.reject("matches_validation", f"has the {what} of", matches)
+        store.reject("matches_test", detail, np.where(codes[matches] == TEST, matches, -1))
+        store.reject("matches_validation", detail, matches)
     codes[~store.used] = NONE
     return codes
 
@@ -87,40 +109,60 @@ def _end(places: NDArray[np.float64], start: float, part: float | int) -> float:
 
 
 def find_leaks(
-    codes: Codes, intents: U64, contexts: U64, index_intents: Callable[[RowNumbers], NearIndex] | None
+    codes: Codes,
+    turns: U64,
+    owner: RowNumbers,
+    contexts: U64,
+    index_turns: Callable[[RowNumbers], NearIndex] | None,
 ) -> dict[str, RowNumbers]:
     """Find the rows of validation that match one of test, and those of train that match test or the rest of validation.
 
     Args:
         codes: the split of each row.
-        intents: hashes of the rows' intents.
-        contexts: hashes of their contexts; 0 where there is none.
-        index_intents: returns an index of the intents of rows that all differ in it; None if near intents are no leak.
+        turns: hashes of what users say: first the intent of each row, then the turns in histories.
+        owner: the row of each turn.
+        contexts: hashes of the rows' contexts; 0 where there is none.
+        index_turns: returns an index of turns that all differ in it; None if near turns are no leak.
 
     Returns:
-        By what two rows share ("intent", "context" or "near intent"): for each row one that it would leak to, or -1.
+        By what two rows share ("intent", "context", "turn" or "near intent"): for each row one that it would leak to,
+        or -1.
     """
-    _, first, number = np.unique(intents, return_index=True, return_inverse=True)  # `number` is the intent of each row
-    index = index_intents(first) if index_intents else None
-    found = {what: np.full(len(codes), -1, dtype=np.int64) for what in ("intent", "context", "near intent")}
+    _, first, number = np.unique(turns, return_index=True, return_inverse=True)  # `number` is the text of each turn
+    index = index_turns(first) if index_turns else None
+    found = {what: np.full(len(codes), -1, dtype=np.int64) for what in ("intent", "context", "turn", "near intent")}
     safe = np.zeros(len(codes), dtype=bool)
+    holder = np.full(len(first), -1, dtype=np.int64)  # the first safe row with each text
+
+    def by_row(rows_of_turns: RowNumbers) -> RowNumbers:
+        largest = np.full(len(codes), -1, dtype=np.int64)
+        np.maximum.at(largest, owner, rows_of_turns)
+        return largest
+
     for code in (TEST, VALIDATION, TRAIN):
         rows = codes == code
-        for what, keys in (("intent", intents), ("context", contexts)):
+        for what, keys in (("intent", turns[: len(codes)]), ("context", contexts)):
             found[what][rows] = _same_key(keys, safe)[rows]
             rows &= found[what] < 0
+        if len(turns) > len(codes):
+            found["turn"][rows] = by_row(np.where(turns != 0, holder[number], -1))[rows]
+            rows &= found["turn"] < 0
         if index:
-            candidates = [intent for intent in np.unique(number[rows]).tolist() if index.has_candidates[intent]]
+            candidates = [text for text in np.unique(number[rows[owner]]).tolist() if index.has_candidates[text]]
             near = np.full(len(first), -1, dtype=np.int64)
-            for intent in candidates:
-                if (other := index.find(intent)) is not None:
-                    near[intent] = first[other]
-            found["near intent"][rows] = near[number][rows]
-            rows &= near[number] < 0
-            for intent in candidates:
-                if near[intent] < 0:
-                    index.add(intent)
+            for text in candidates:
+                if (other := index.find(text)) is not None:
+                    near[text] = holder[other]
+            found["near intent"][rows] = by_row(near[number])[rows]
+            rows &= found["near intent"] < 0
+            kept = np.zeros(len(first), dtype=bool)
+            kept[number[rows[owner]]] = True
+            for text in candidates:
+                if kept[text]:
+                    index.add(text)
         safe |= rows
+        new = np.flatnonzero(rows[owner] & (holder[number] < 0))[::-1]  # of equal texts, the first is written last
+        holder[number[new]] = owner[new]
     return found
 
 

@@ -3,16 +3,18 @@
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from howto.core.errors import UserError
 
-ROW_FILE = re.compile(r"\.(jsonl?(\.(gz|bz2|xz|zst))?|csv(\.(gz|bz2|xz))?|parquet)$", re.IGNORECASE)
-EXPECTED = ".jsonl, .json, .csv, .parquet (JSON also as .gz, .bz2, .xz or .zst, CSV as .gz, .bz2 or .xz)"
-# Hidden files, documents, and the JSON that Hugging Face's own tools write beside the rows.
-NO_ROWS = (".*", "README*", "LICENSE*", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+ROW_FILE = re.compile(r"\.((jsonl?|ndjson|csv|tsv)(\.(gz|bz2|xz|zst))?|parquet|arrow)$", re.IGNORECASE)
+EXPECTED = ".jsonl, .ndjson, .json, .csv, .tsv (each also as .gz, .bz2, .xz or .zst), .parquet or .arrow"
+DOCUMENTS = ("README*", "LICENSE*")  # unless their ending is that of a file with rows
+# The JSON that the `datasets` library writes beside rows. Its state.json is beside files of Arrow.
+METADATA, STATE = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json"), "state.json"
+CACHE = "cache-*.arrow"  # what that library computed from rows; it is not read, and named
 
 
 def is_local(source: str, hub_only: str | None, key: str) -> bool:
@@ -42,8 +44,7 @@ def row_files(names: Iterable[str], pattern: str | None, source: str, key: str) 
     Raise UserError if there is none.
     """
     names = sorted(names)
-    found = [name for name in names if is_row_file(name) and (pattern in (None, name) or fnmatchcase(name, pattern))]
-    if found:
+    if found := [name for name in _chosen(names, pattern) if is_row_file(name)]:
         return found
     what = f"no file that matches {pattern!r} and" if pattern else "no file that"
     has = f"it has {_some(names)}" if names else "it is empty"
@@ -52,13 +53,21 @@ def row_files(names: Iterable[str], pattern: str | None, source: str, key: str) 
 
 def is_row_file(name: str) -> bool:
     """Return whether a file of this name, relative to its data folder, holds rows."""
-    return bool(ROW_FILE.search(name)) and not _is_ignored(name)
+    return bool(ROW_FILE.search(name)) and not _is_ignored(name) and not fnmatchcase(_file(name), CACHE)
 
 
-def unread_files(names: Iterable[str]) -> str:
-    """Return a line with the number and the first names of the files in which rows may be missed; "" for none."""
-    unread = [name for name in sorted(names) if not ROW_FILE.search(name) and not _is_ignored(name)]
+def unread_files(names: Iterable[str], pattern: str | None, read: Collection[str]) -> str:
+    """Return a line with the number and the first names of the files in which rows may be missed; "" for none.
+
+    Those that match `pattern`, if there is one, and are not among the files that are `read`.
+    """
+    unread = [name for name in _chosen(sorted(names), pattern) if name not in read and not _is_ignored(name)]
     return f"{len(unread)} file{'s' if len(unread) > 1 else ''} not read ({_some(unread)})" if unread else ""
+
+
+def saved_folders(names: Iterable[str]) -> list[str]:
+    """Return the folders that `datasets` saved, those in which a state.json is beside files of Arrow."""
+    return sorted({str(PurePosixPath(name).parent) for name in names if _file(name) == STATE} & _with_arrow(names))
 
 
 def local_files(source: Path, pattern: str | None, key: str) -> dict[str, Path]:
@@ -91,9 +100,25 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
+def _chosen(names: list[str], pattern: str | None) -> list[str]:
+    """Return the names that match the pattern, without the state of what `datasets` saved."""
+    states = {str(PurePosixPath(folder, STATE)) for folder in saved_folders(names)}
+    return [name for name in names if name not in states and (pattern in (None, name) or fnmatchcase(name, pattern))]
+
+
+def _with_arrow(names: Iterable[str]) -> set[str]:
+    return {str(PurePosixPath(name).parent) for name in names if name.lower().endswith(".arrow")}
+
+
+def _file(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
 def _is_ignored(name: str) -> bool:
-    *folders, file = name.split("/")
-    return any(part.startswith(".") for part in folders) or any(fnmatchcase(file, pattern) for pattern in NO_ROWS)
+    """Return whether a file is hidden, a document or metadata."""
+    file = _file(name)
+    is_document = any(fnmatchcase(file, pattern) for pattern in DOCUMENTS) and not ROW_FILE.search(file)
+    return any(part.startswith(".") for part in name.split("/")) or is_document or file in METADATA
 
 
 def _walk(root: Path) -> Iterator[tuple[str, Path]]:

@@ -5,7 +5,6 @@ of empty files with the repository's names, and reads the split's own files once
 goes through `howto.sources.hub`, and no file of another split is fetched.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from howto.core.errors import UserError, one_line
 from howto.sources.config import Data
+from howto.sources.dataset_rows import choose, write_rows
 from howto.sources.hub import Repository
 
 README = "README.md"
@@ -36,6 +36,7 @@ def write_split(repository: Repository, rows: Data, key: str, path: Path) -> str
     Raise UserError if there is no such configuration or split, or `datasets` cannot read its files.
     """
     import datasets
+    import pyarrow
 
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     with TemporaryDirectory() as temporary:
@@ -48,30 +49,25 @@ def write_split(repository: Repository, rows: Data, key: str, path: Path) -> str
         try:
             configs = datasets.get_dataset_config_names(str(folder))
             default = datasets.get_dataset_default_config_name(str(folder))
-            config = _choose(rows.config, default, configs, key + "config")
+            config = choose(rows.config, default, configs, key + "config")
             builder = datasets.load_dataset_builder(str(folder), config, cache_dir=str(folder / ".cache"))
             files = builder.config.data_files
             splits = [str(name) for name in files]
-            split = _choose(rows.split, "train", splits, key + "split")
+            split = choose(rows.split, "train", splits, key + "split")
             for other in set(splits) - {split}:  # whose files are empty here
                 del files[other]
             _link(repository, [Path(file).relative_to(folder).as_posix() for file in files[split]], folder)
-            with path.open("w", encoding="utf-8", newline="\n") as file:
-                for row in builder.as_streaming_dataset(split):
-                    # A date, bytes and the like become an object, which `prepare` rejects as no text.
-                    line = json.dumps(row, ensure_ascii=False, default=lambda value: {type(value).__name__: str(value)})
-                    file.write(f"{line}\n")
-        except (datasets.exceptions.DatasetsError, ValueError, FileNotFoundError, ImportError) as error:
+            write_rows(builder.as_streaming_dataset(split), path)
+        except (
+            datasets.exceptions.DatasetsError,
+            pyarrow.ArrowException,
+            ValueError,
+            FileNotFoundError,
+            ImportError,
+        ) as error:
             problem = f"the datasets library cannot read it ({one_line(error)})"
             raise UserError(f"{rows.source}: {problem}. Name its files in `file`.") from None
     return f"configuration {config} (of {', '.join(configs)}), split {split} (of {', '.join(splits)})"
-
-
-def _choose(name: str | None, default: str | None, names: Sequence[str], key: str) -> str:
-    chosen = name or (default if default in names else names[0] if len(names) == 1 else None)
-    if chosen in names and chosen is not None:
-        return chosen
-    raise UserError(f"params.yaml: {key}: expected one of {', '.join(names)}; got {name or 'none'}.")
 
 
 def _link(repository: Repository, names: Sequence[str], folder: Path) -> None:

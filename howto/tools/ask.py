@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict
 from howto.core.config import Params
 from howto.core.errors import UserError
 from howto.core.paths import ADAPTER, BASE
-from howto.core.schema import Row, input_of, write_rows
-from howto.data.config import Instruction
+from howto.core.schema import Message, Row, input_of, write_rows
+from howto.data.config import Instruction, Prepare
 from howto.inference.config import Infer, ProfileInfer
 from howto.modeling.config import Machine, ProfileMachine
 from howto.sources.config import Model
-from howto.tools.intents import Intent, read_intents
+from howto.tools.intents import Intent, begins_like_json, read_intents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +43,8 @@ class FileAnswer(BaseModel):
     seed: int
     model: str
     run: str
+    history: tuple[Message, ...] = ()
+    system: str = ""
 
 
 def ask(
@@ -59,9 +61,9 @@ def ask(
 
     Raise UserError if a model or a file is missing or damaged, or an intent cannot be answered.
     """
-    parsed = None if intent is None else Intent.parse({"intent": intent, "context": context})
+    parsed = None if intent is None else Intent.parse(intent=intent, context=context)
     if input:
-        intents, errors = read_intents(input)
+        intents, errors = read_intents(input, params.section(Prepare).columns)
         _print_errors(errors)
         if not intents:
             raise UserError(f"{input}: expected an intent a line, got none.")
@@ -116,7 +118,15 @@ class Assistant:
         rows = {}
         for line, intent in intents.items():
             text, context = input_of(intent.intent, intent.context), intent.context
-            row = Row(id=text, category="", instruction=self._instruction, input=text, context=context, output="")
+            row = Row(
+                id=text,
+                category="",
+                instruction=intent.system or self._instruction,
+                input=text,
+                context=context,
+                output="",
+                history=intent.history,
+            )
             rows[line] = self.generator.encode(row)
         if shortened := sum(row.is_shortened for row in rows.values()):
             size = self.generator.longest_prompt
@@ -186,8 +196,10 @@ def chat(assistants: Sequence[Assistant]) -> None:
             return
         if not intent:
             return
+        if not is_terminal and begins_like_json(intent.encode(errors="surrogateescape")):
+            raise UserError("standard input: expected an intent a line, got JSON. Give it with `--input -`.")
         try:
-            answer_one(assistants, Intent.parse({"intent": intent}))
+            answer_one(assistants, Intent.parse(intent=intent))
         except UserError as error:
             _print_errors([str(error)])
         print()
@@ -217,10 +229,10 @@ def answer_file(assistant: Assistant, intents: dict[int, Intent], output: Path) 
 
     if output.exists() and not FIRST_BYTES.startswith(output.read_bytes()[: len(FIRST_BYTES)]):
         raise UserError(f"{output}: expected a file of answers. Give another --output.")
-    run = assistant.run()
+    run, asked = assistant.run(), set(Intent.model_fields)
     found = {(answer.line, answer.seed): answer for answer in read_log(output, FileAnswer)}
     for answer in found.values():
-        if answer.run != run or intents.get(answer.line) != Intent(intent=answer.intent, context=answer.context):
+        if answer.run != run or intents.get(answer.line) != Intent(**{key: getattr(answer, key) for key in asked}):
             raise UserError(f"{output}: has answers of another model, params or intents. Give another --output.")
     kept = len(found)
     rows, seeds = assistant.encode(intents), assistant.decoding.seeds
@@ -231,7 +243,7 @@ def answer_file(assistant: Assistant, intents: dict[int, Intent], output: Path) 
                 line = requests[new.request]
                 answer = FileAnswer(
                     line=line,
-                    **intents[line].model_dump(),
+                    **dict(intents[line]),
                     answer=new.text,
                     stop=new.stop,
                     seed=new.request.seed,

@@ -43,7 +43,8 @@ def ask(  # noqa: PLR0917  # options of a command line, each given by name
     intent: Annotated[str | None, typer.Argument(help="What you want to do. Without it: a prompt.")] = None,
     context: Annotated[str, typer.Option(help="A text that the answer is drawn from.")] = "",
     input: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A file of intents: .txt, .jsonl or .csv; - for standard input.")
+        str | None,
+        typer.Option(metavar="FILE", help="A file of intents: lines of text, or rows; - for standard input."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write the answers to --input here, as JSONL.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="Another PEFT folder. [default: models/adapter]")] = None,

@@ -46,9 +46,20 @@ def test_a_profile_overrides_the_shared_sizes_of_splits(tmp_path: Path) -> None:
     params = read_params(ROOT / "params.yaml")
     split = params.section(ProfilePrepare).applied_to(params.section(Prepare)).split
     assert (split.validation, split.test, split.train) == (60, 120, "rest")
-    params = read_params(edited(tmp_path, "      test: 120\n", "      test: 0.95\n      train: 0.1\n"))
     with pytest.raises(UserError, match=r"prepare\.split with the profile's own prepare: the shares"):
-        params.section(ProfilePrepare).applied_to(params.section(Prepare))
+        read_params(edited(tmp_path, "      test: 120\n", "      test: 0.95\n      train: 0.1\n"))
+
+
+def test_a_test_of_no_rows_is_refused_unless_held_out_rows_come_from_elsewhere(tmp_path: Path) -> None:
+    for nothing in ("0", "0.0"):
+        path = edited(tmp_path, "      test: 120\n", f"      test: {nothing}\n")
+        with pytest.raises(UserError, match=r"prepare\.split\.test .* leaves no row to be scored.*data\.test_source"):
+            read_params(path)
+        text = path.read_text(encoding="utf-8")
+        path.write_text(
+            text.replace("source: ./data/howto", "source: a.jsonl\n      test_source: b.jsonl"), encoding="utf-8"
+        )
+        assert read_params(path).section(ProfilePrepare).test == 0
 
 
 MISTAKES = {
@@ -72,6 +83,16 @@ MISTAKES = {
         "min_characters: null        # int or null; of a response\n    max_characters: null",
         "min_characters: 9\n    max_characters: 8",
         "prepare.reject: min_characters is larger than max_characters",
+    ),
+    "near-duplicates go, equal rows stay": (
+        "    exact: true ",
+        "    exact: false ",
+        "prepare.duplicates: exact: false keeps equal rows, and near rejects them",
+    ),
+    "one column for two things": (
+        "    response: response ",
+        "    response: instruction ",
+        "prepare.columns: two of them name the column instruction",
     ),
     "micro batches that do not fit": (
         "micro_batch_size: 16",

@@ -1,6 +1,6 @@
 """A row's split depends on its own place, and rows that would leak are found."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -46,16 +46,36 @@ def test_splits_lie_in_the_order_of_places_have_their_sizes_and_keep_rows_of_one
 
 
 def leaks(
-    codes: list[int], intents: list[int], contexts: list[int], index: Callable[[RowNumbers], NearIndex] | None = None
+    codes: list[int],
+    intents: list[int],
+    contexts: list[int],
+    index: Callable[[RowNumbers], NearIndex] | None = None,
+    earlier: Sequence[tuple[int, int]] = (),
 ) -> dict[str, list[int]]:
-    hashes = [np.array(keys, dtype=np.uint64) for keys in (intents, contexts)]
-    found = find_leaks(np.array(codes, dtype=np.uint8), hashes[0], hashes[1], index)
+    """What is found, for rows with these intents and contexts and, as (row, turn), these turns in their histories."""
+    turns = np.array([*intents, *(turn for _, turn in earlier)], dtype=np.uint64)
+    owner = np.array([*range(len(codes)), *(row for row, _ in earlier)], dtype=np.int64)
+    found = find_leaks(np.array(codes, dtype=np.uint8), turns, owner, np.array(contexts, dtype=np.uint64), index)
     return {what: rows.tolist() for what, rows in found.items() if (rows >= 0).any()}
 
 
 def test_a_validation_row_that_leaks_itself_takes_no_row_from_train() -> None:
     # Validation shares the intent of the test, and train the context of that validation row.
     assert leaks([T, V, R], [1, 1, 3], [0, 9, 9]) == {"intent": [-1, 0, -1]}
+
+
+def test_an_earlier_turn_leaks_to_an_intent_and_an_intent_to_an_earlier_turn() -> None:
+    # Rows 1 and 2 have what the test asks now, as intent or earlier turn; rows 3 and 4 what it has asked before.
+    codes, intents, earlier = [T, V, R, R, R, R], [1, 1, 3, 4, 5, 6], [(0, 4), (2, 1), (4, 4), (5, 9)]
+    assert leaks(codes, intents, [0] * 6, earlier=earlier) == {
+        "intent": [-1, 0, -1, -1, -1, -1],
+        "turn": [-1, -1, 0, 0, 0, -1],
+    }
+
+
+def test_the_earlier_turns_of_a_row_that_leaks_take_no_row_from_train() -> None:
+    # Validation has the intent of the test; train has only the earlier turn of that validation row.
+    assert leaks([T, V, R], [1, 1, 3], [0, 0, 0], earlier=[(1, 8), (2, 8)]) == {"intent": [-1, 0, -1]}
 
 
 def test_near_intents_are_looked_for_once_an_intent_and_a_row_that_leaks_takes_none_from_train() -> None:

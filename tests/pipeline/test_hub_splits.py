@@ -66,6 +66,15 @@ def test_a_split_is_one_file_of_jsonl_and_no_other_split_is_downloaded(languages
     assert all(SOURCE in asked.path and "/de/" not in asked.path for asked in languages.asked)
 
 
+def test_conversations_of_one_configuration_keep_their_messages(languages: Hub, place: Place) -> None:
+    row = {"messages": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So.\\n"}]}
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([row]), buffer)
+    languages.repositories[f"datasets/{SOURCE}"]["en/test.parquet"] = buffer.getvalue()
+    place.succeeds("data", f"{{source: {SOURCE}, config: en, split: test}}")
+    assert json.loads(place.files("data/raw/rows")["rows.jsonl"]) == row
+
+
 @pytest.mark.parametrize(
     ("readme", "more", "texts"),
     [

@@ -10,6 +10,7 @@ import lzma
 import random
 import string
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,11 +90,21 @@ def table_file(table: pyarrow.Table, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def arrow(rows: Sequence[Raw]) -> bytes:
+    table = pyarrow.table({name: [row.get(name) for row in rows] for name in NAMES})
+    file = io.BytesIO()
+    with pyarrow.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    return file.getvalue()
+
+
 WRITERS: Writers = {
     ".jsonl": jsonl,
     ".json": json_list,
     ".csv": csv_text,
+    ".tsv": partial(csv_text, delimiter="\t"),
     ".parquet": parquet,
+    ".arrow": arrow,
 }
 COMPRESS: Writers = {
     ".gz": gzip.compress,

@@ -144,12 +144,38 @@ def test_a_file_gives_the_same_answers_in_its_order_to_a_file_and_printed(finish
     path.write_text("\n\n".join(["intent", *asked]), encoding="utf-8")
     assert ask(finished, "--input", path, "--output", output) == (0, f"ask: 4 answers -> {output}\n", "")
     lines = read(output)
-    assert [(line["line"], line["intent"]) for line in lines] == list(zip((3, 5, 7, 9), asked, strict=True))
+    assert [(line["line"], line["intent"]) for line in lines] == list(enumerate(asked, 1))
     assert all(line["model"] == "adapter" and line["seed"] == 0 and line["context"] == "" for line in lines)
     assert lines[0]["answer"] == lines[3]["answer"] != lines[1]["answer"]
     printed = "".join(f"{line['intent']}\n{line['answer']}\n\n" for line in lines)
     assert ask(finished, "--input", path) == (0, printed, "")
     assert ask(finished, "--input", "-", stdin="\n\n".join(asked).encode()) == (0, printed, "")
+
+
+def test_json_that_is_piped_into_the_prompt_is_refused_and_read_as_input(finished: Path) -> None:
+    rows = json.dumps([{"intent": FERN}, {"messages": [{"role": "user", "content": VIOLIN}]}], indent=1).encode()
+    assert is_one_error(ask(finished, stdin=rows), "Give it with `--input -`")
+    done = ask(finished, "--input", "-", stdin=rows)
+    assert done.returncode == 0 and done.stdout.splitlines()[0] == FERN and f"\n\n{VIOLIN}\n" in done.stdout
+
+
+def test_a_conversation_is_answered_and_its_answer_is_kept_with_what_was_said_before(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": FERN}]
+    talk += [{"role": "assistant", "content": "Which pot?"}, {"role": "user", "content": VIOLIN}]
+    (workplace / "rows.jsonl").write_text(json.dumps({"messages": talk}), encoding="utf-8")
+    rows: list[Row] = []
+    encode = Generator.encode
+    monkeypatch.setattr(Generator, "encode", lambda self, row: rows.append(row) or encode(self, row))  # type: ignore[func-returns-value]
+    command = ["--input", "rows.jsonl", "--output", "answers.jsonl"]
+    assert ask(workplace, *command) == (0, "ask: 1 answers -> answers.jsonl\n", "")
+    (line,) = read(workplace / "answers.jsonl")
+    assert (line["intent"], line["history"], line["system"]) == (VIOLIN, talk[1:3], "Be brief.")
+    assert rows[0].instruction == "Be brief." and [turn.model_dump() for turn in rows[0].history] == talk[1:3]
+    assert ask(workplace, *command).stdout == "ask: 1 answers -> answers.jsonl (1 from before)\n"
+    (workplace / "rows.jsonl").write_text(json.dumps({"messages": talk[3:]}), encoding="utf-8")
+    assert is_one_error(ask(workplace, *command), "answers of another model, params or intents")
 
 
 @pytest.mark.parametrize("output", [[], ["--output", "answers.jsonl"]], ids=["printed", "to a file"])
