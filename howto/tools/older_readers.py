@@ -29,7 +29,8 @@ def add_old_names(folder: Path, **changes: object) -> None:
     path = folder / TOKENIZER_CONFIG
     before = read_json(path)
     after = {**before}
-    if "backend" in before and (folder / TOKENIZER).is_file():  # transformers 5 wrote it
+    is_new = "backend" in before or before.get("tokenizer_class") == "TokenizersBackend"  # written by transformers 5
+    if is_new and (folder / TOKENIZER).is_file():
         # This class reads tokenizer.json as it is. Others have defaults of their own in transformers 4, such as a BOS.
         after["tokenizer_class"] = "PreTrainedTokenizerFast"
         after |= _write_effective_tokenizer(folder)
