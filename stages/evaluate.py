@@ -2,7 +2,7 @@
 
 reads:   data/predictions/{base,adapter}.jsonl, data/prepared/test.jsonl, data/prepared/train.jsonl (for the baselines),
          metrics/train.json, metrics/train_loss.csv, metrics/validation_loss.csv
-params:  evaluate; for the report: profile, profiles.<profile>.model.source, profiles.<profile>.data.source
+params:  evaluate; for the report: profile, profiles.<profile>.model.source, profiles.<profile>.data
 writes:  metrics/metrics.json (the numbers that runs are compared by), metrics/evaluation.json (all numbers),
          metrics/report.html, metrics/{rouge,slices,differences,lengths_and_scores}.csv (plots),
          log/hasil.jsonl (both models' answers to each row)
@@ -86,11 +86,13 @@ def facts(params: Params, config: Evaluate) -> dict[str, str]:
     """Return what the run was made with, for the foot of the report."""
     words = f" on unicode-segmentation-rs {version('unicode_segmentation_rs')}'s words"
     of_words = words if config.tokenizer == "unicode" else ""
+    data = params.value(f"profiles.{params.profile}.data")
+    sources = [f"{name}: {one['source']}" for name, one in sorted((data.get("sources") or {}).items())]
     stemmer = "on" if config.use_stemmer else "off"
     return {
         "profile": params.profile,
         "base model": str(params.value(f"profiles.{params.profile}.model.source")),
-        "rows": str(params.value(f"profiles.{params.profile}.data.source")),
+        "rows": ", ".join(sources) or data["source"],
         "scored with": f"rouge-score {version('rouge_score')}'s ROUGE{of_words}, stemmer {stemmer}",
         "intervals": f"{config.confidence:.0%}, BCa bootstrap over rows, {config.resamples:,} resamples",
     }

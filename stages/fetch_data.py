@@ -1,7 +1,8 @@
 """Fetch the raw rows: copy local files, or download them from the hub.
 
 params:  profiles.<profile>.data
-writes:  data/raw/rows/, and data/raw/test/ where held-out rows come from a place of their own
+writes:  data/raw/rows/, and data/raw/test/ where held-out rows come from a place of their own;
+         of several sources data/raw/rows/<name>/, and their names and shares to data/raw/sources.json
 """
 
 import argparse
@@ -10,13 +11,13 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from howto.core.atomic import atomic_folder
+from howto.core.atomic import atomic_folder, write_json
 from howto.core.errors import UserError, reports_errors
 from howto.core.hashing import check_sha256
 from howto.core.output_lock import output_lock
-from howto.core.paths import RAW, RAW_ROWS, RAW_TEST
+from howto.core.paths import RAW, RAW_ROWS, RAW_SOURCES, RAW_TEST
 from howto.params import read_params
-from howto.sources.config import Data
+from howto.sources.config import Data, Source
 from howto.sources.dataset_rows import is_saved, write_saved
 from howto.sources.files import copy_files, is_local, local_files, row_files, saved_folders, unread_files
 
@@ -31,18 +32,23 @@ def main() -> None:
         os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when a library imports it
     data = read_params().section(Data)
     with output_lock(RAW), atomic_folder(RAW) as folder:
-        done = [f"{fetch(data, 'data.', folder / RAW_ROWS.name)} -> {RAW_ROWS}"]
+        done = []
+        for name, source in data.by_name().items():
+            key, rows = f"data.sources.{name}." if name else "data.", Path(RAW_ROWS.name, name)
+            done.append(f"{fetch(source, key, folder / rows)} -> {RAW / rows}")
+        if data.sources:
+            write_json(folder / RAW_SOURCES.name, {name: source.share for name, source in data.by_name().items()})
         if test := data.test():
             done.append(f"{fetch(test, 'data.test_', folder / RAW_TEST.name)} -> {RAW_TEST}")
     print("\n".join(f"fetch_data: {line}" for line in done))
 
 
-def fetch(data: Data, key: str, folder: Path) -> str:
+def fetch(data: Source, key: str, folder: Path) -> str:
     """Copy or download the rows of one source into `folder`, and describe them. `key` names `data` in messages.
 
     Raise UserError if the source cannot be read, has no rows, or has another sha256 than params.yaml.
     """
-    folder.mkdir()
+    folder.mkdir(parents=True)
     source, raw = Path(data.source).expanduser(), RAW.resolve()
     saved = is_saved(source) and not data.file
     hub_only = data.revision or data.config or (None if saved else data.split)
@@ -74,7 +80,7 @@ def fetch(data: Data, key: str, folder: Path) -> str:
     return f"{done} ({len(names)} file{'s' if len(names) > 1 else ''}, sha256 {digest})"
 
 
-def select(data: Data, key: str, names: Collection[str]) -> list[str]:
+def select(data: Source, key: str, names: Collection[str]) -> list[str]:
     """Return the files with rows, and print which others of the source are left out. Raises as `fetch`."""
     selected = row_files(names, data.file, data.source, f"{key}source")
     if not data.file and (folders := saved_folders(names)):
@@ -86,7 +92,7 @@ def select(data: Data, key: str, names: Collection[str]) -> list[str]:
     return selected
 
 
-def print_unread(data: Data, names: Collection[str], read: Collection[str]) -> None:
+def print_unread(data: Source, names: Collection[str], read: Collection[str]) -> None:
     """Print which files of a source are not read and may have rows."""
     if unread := unread_files(names, data.file, read):
         print(f"fetch_data: {data.source}: {unread}")

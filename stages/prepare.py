@@ -1,6 +1,7 @@
 """Clean the raw rows, write them in Alpaca's format, and split them without a leak.
 
-reads:   data/raw/rows/ and, if there is a separate test file, data/raw/test/
+reads:   data/raw/rows/; if there is a separate test file, data/raw/test/; if there are several sources,
+         data/raw/sources.json
 params:  prepare, profiles.<profile>.prepare
 writes:  data/prepared/{train,validation,test,rejected}.jsonl,
          metrics/data.json, metrics/lengths.csv, metrics/categories.csv
@@ -19,17 +20,18 @@ from tqdm import tqdm
 from howto.core.atomic import atomic_folder
 from howto.core.errors import UserError, reports_errors
 from howto.core.output_lock import output_lock
-from howto.core.paths import METRICS, PREPARED, RAW_ROWS, RAW_TEST, TEST
+from howto.core.paths import METRICS, PREPARED, RAW_ROWS, RAW_SOURCES, RAW_TEST, TEST
 from howto.core.reference_words import check_references
 from howto.core.schema import Row, number_rows
 from howto.core.workers import map_in_order, usable_cores
 from howto.data.arrays import Codes
-from howto.data.config import Prepare, ProfilePrepare
+from howto.data.config import Prepare, ProfilePrepare, Split
 from howto.data.duplicates import reject_duplicates
 from howto.data.readers import read_chunks
 from howto.data.row_formats import ColumnUse, RowFormats
 from howto.data.row_processor import RowProcessor, rejected_line
 from howto.data.row_store import RowStore
+from howto.data.shares import read_shares, reject_over_share
 from howto.data.split import NAMES, NONE, VALIDATION, split_rows
 from howto.data.stats import write_report
 from howto.params import read_params
@@ -54,19 +56,27 @@ def prepare(params: Prepare) -> None:
     """
     with atomic_folder(PREPARED) as folder, TemporaryFile(dir=folder) as lines, TemporaryFile(dir=folder) as keys:
         store = RowStore(lines, keys)
-        counts = read_rows(store, folder / "rejected.jsonl", params)
+        sources = read_shares(RAW_SOURCES)
+        counts = read_rows(store, folder / "rejected.jsonl", params, RAW_ROWS if sources else None)
         reject_duplicates(store, params.duplicates)
-        codes = split_rows(store, params.split)
+        if shares := {name: share for name, share in sources.items() if share is not None}:
+            codes, by_source = split_in_shares(store, params.split, shares)
+        else:
+            codes, by_source = split_rows(store, params.split), {}
         counts += write_splits(folder, store, codes)
         check_splits(codes, params)
     write_report(METRICS, counts, store, codes)
     splits = ", ".join(f"{(codes == code).sum()} {name}" for code, name in enumerate(NAMES))
+    for name, (left, before) in by_source.items():
+        print(f"prepare: source {name}: {left} of {before} training rows kept for its share of {shares[name]:g}")
     kept = int((codes != NONE).sum())
     print(f"prepare: {kept} of {counts['raw']} rows kept ({splits}), {counts['raw'] - kept} rejected -> {PREPARED}")
 
 
-def read_rows(store: RowStore, rejected: Path, params: Prepare) -> Counter[str]:
+def read_rows(store: RowStore, rejected: Path, params: Prepare, folder_of_sources: Path | None = None) -> Counter[str]:
     """Read, clean and check all raw rows: the usable ones go to `store`, the others to the file `rejected`.
+
+    `folder_of_sources` has a folder for each source, if there are several.
 
     Returns:
         "raw" rows, rejected rows by reason, and cleaned rows by step.
@@ -85,7 +95,7 @@ def read_rows(store: RowStore, rejected: Path, params: Prepare) -> Counter[str]:
     readable: set[Path] = set()
     bar = tqdm(desc="read and clean", unit="row", unit_scale=True, disable=None)
     with rejected.open("wb") as file, bar:
-        for chunk in map_in_order(RowProcessor(params, RAW_TEST), chunks, processes):
+        for chunk in map_in_order(RowProcessor(params, RAW_TEST, folder_of_sources), chunks, processes):
             store.add(chunk)
             file.write(chunk.rejected)
             counts += chunk.counts
@@ -111,6 +121,18 @@ def read_rows(store: RowStore, rejected: Path, params: Prepare) -> Counter[str]:
 def raw_files(folder: Path) -> list[Path]:
     """Return the files that `fetch_data` brought, in the order of their names."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def split_in_shares(
+    store: RowStore, params: Split, shares: dict[str, float]
+) -> tuple[Codes, dict[str, tuple[int, int]]]:
+    """Split the rows, then reject training rows by source. Return the splits, and (rows left, rows before) by source.
+
+    Raises as `reject_over_share`.
+    """
+    most = params.train if isinstance(params.train, int) else None
+    codes = split_rows(store, params if most is None else params.model_copy(update={"train": "rest"}))
+    return codes, reject_over_share(store, codes, shares, most)
 
 
 def write_splits(folder: Path, store: RowStore, codes: Codes) -> Counter[str]:

@@ -6,7 +6,7 @@ PARAMS = Path("params.yaml")
 LOCK = Path("dvc.lock")
 
 RAW = Path("data/raw")
-RAW_ROWS, RAW_TEST = RAW / "rows", RAW / "test"
+RAW_ROWS, RAW_TEST, RAW_SOURCES = RAW / "rows", RAW / "test", RAW / "sources.json"
 PREPARED = Path("data/prepared")
 TRAIN, VALIDATION, TEST = (PREPARED / f"{split}.jsonl" for split in ("train", "validation", "test"))
 PREDICTIONS = Path("data/predictions")

@@ -22,6 +22,9 @@ class Message(_Row):
     content: str
 
 
+NO_SOURCE = "none"  # what a row without a source is counted under, if others have one
+
+
 class Row(_Row):
     """A row in Alpaca's format.
 

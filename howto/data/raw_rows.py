@@ -22,7 +22,7 @@ class RawTexts(NamedTuple):
     """The texts of a row; "" for one that the row does not have.
 
     `references` are more answers to score against. `system` is the row's own system message. `history` has the turns
-    before the instruction: user, assistant, user, ...
+    before the instruction: user, assistant, user, ... `source` names where a row that `prepare` wrote is from.
     """
 
     instruction: str
@@ -32,6 +32,7 @@ class RawTexts(NamedTuple):
     references: tuple[str, ...]
     system: str = ""
     history: tuple[str, ...] = ()
+    source: str = ""
 
 
 def parse_row(line: bytes, formats: RowFormats) -> tuple[RawTexts, RowFormat]:
@@ -68,8 +69,8 @@ def parse_row(line: bytes, formats: RowFormats) -> tuple[RawTexts, RowFormat]:
     if not isinstance(references, list):
         raise BadRow(f"column {found.references!r}: expected a list of texts, got {references!r:.40}")
     others = tuple(checked_text(text, f"column {found.references!r}") for text in references)
-    context, category = _text(row, found.context), _text(row, found.category)
-    return RawTexts(instruction, context, response, category, others, system, tuple(history)), found
+    context, category, source = (_text(row, name) for name in (found.context, found.category, found.source))
+    return RawTexts(instruction, context, response, category, others, system, tuple(history), source), found
 
 
 def _text(row: Values, name: str | None) -> str:

@@ -47,6 +47,7 @@ class RowFormat(NamedTuple):
     references: str | None = None
     system: str | None = None
     history: str | None = None
+    source: str | None = None
     unread: tuple[str, ...] = ()  # the other columns
 
     @property
@@ -108,10 +109,12 @@ class RowFormats:
     def _usual(self, there: set[str]) -> RowFormat | None:
         """Return the first usual format whose columns are there, unless it contradicts `prepare.columns`."""
         if there >= PREPARED:
-            references, history = (name if name in there else None for name in ("references", "history"))
+            references, history, source = (
+                name if name in there else None for name in ("references", "history", "source")
+            )
             return RowFormat(
                 "rows that prepare wrote", instruction="input", response="output", context="context",
-                category="category", references=references, system="instruction", history=history,
+                category="category", references=references, system="instruction", history=history, source=source,
             )  # fmt: skip
         for found in self._candidates(there):
             named = {self._columns.instruction, self._columns.response} & there

@@ -43,16 +43,21 @@ class ProcessedChunk:
     lines: bytes  # in Alpaca's format, as JSON lines
     keys: bytes  # the key of each row, its parts joined by NUL
     categories: list[str]
+    sources: list[str]
     arrays: Arrays  # see `_arrays`
 
 
 class RowProcessor:
     """Processes chunks as the `prepare` params say. It can be sent to another process."""
 
-    def __init__(self, params: Prepare, test_folder: Path) -> None:
-        """Files in `test_folder` are a given test: of their rows, only bad and empty ones are rejected."""
+    def __init__(self, params: Prepare, test_folder: Path, folder_of_sources: Path | None = None) -> None:
+        """Files in `test_folder` are a given test: of their rows, only bad and empty ones are rejected.
+
+        The folders in `folder_of_sources`, if it is given, have the names of the sources whose files are in them.
+        """
         self._params = params
         self._test_folder = test_folder
+        self._folder_of_sources = folder_of_sources
         self._cleaner = Cleaner(params.clean)
         self._formats = RowFormats(params.columns)
         self._instruction = self._cleaner.clean(params.instruction, marks=False)[0]
@@ -65,6 +70,9 @@ class RowProcessor:
         formats, counts, problem = Counter[RowFormat](), Counter[str](), ""
         rows, numbers, rejected = list[Row](), list[int](), list[bytes]()
         is_test = self._test_folder in chunk.path.parents
+        name = ""
+        if (folder := self._folder_of_sources) and folder in chunk.path.parents:
+            name = chunk.path.relative_to(folder).parts[0]
         for number, line in enumerate(chunk.rows, chunk.first):
             if line.isspace():
                 continue
@@ -84,7 +92,7 @@ class RowProcessor:
                 )
                 continue
             formats[found] += 1
-            row = self._clean(raw, counts)
+            row = self._clean(raw, name, counts)
             if reason := reason_to_reject(row, self._params.reject, is_test=is_test):
                 counts[reason] += 1
                 rejected.append(rejected_line({"source": source, "reason": reason}, row_line(row)))
@@ -105,11 +113,15 @@ class RowProcessor:
             lines=b"".join(map(row_line, rows)),
             keys=b"".join(joined),
             categories=[row.category for row in rows],
+            sources=[row.source for row in rows],
             arrays=arrays,
         )
 
-    def _clean(self, raw: RawTexts, counts: Counter[str]) -> Row:
-        """Return the row in Alpaca's format, and count the cleaning steps that changed it."""
+    def _clean(self, raw: RawTexts, source: str, counts: Counter[str]) -> Row:
+        """Return the row in Alpaca's format, and count the cleaning steps that changed it.
+
+        Without a `source`, a row that `prepare` wrote keeps its own.
+        """
         steps: set[str] = set()
 
         def clean(text: str, *, marks: bool = True) -> str:
@@ -140,6 +152,7 @@ class RowProcessor:
             history=tuple(
                 Message(role="assistant" if number % 2 else "user", content=text) for number, text in enumerate(history)
             ),
+            source=source or raw.source,
         )
 
     def _key(self, row: Row) -> Key:

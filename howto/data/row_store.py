@@ -30,6 +30,7 @@ class RowStore:
         self._paths: list[Path] = []
         self._reasons: list[tuple[str, str]] = []
         self.categories: list[str] = []
+        self.sources: list[str] = []  # "" for a row of an only source
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -45,6 +46,7 @@ class RowStore:
         arrays = chunk.arrays | {"turn_row": chunk.arrays["turn_row"] + len(self)}
         self._parts.append({"file": file, **arrays})
         self.categories += map(sys.intern, chunk.categories)  # equal names share one string
+        self.sources += map(sys.intern, chunk.sources)
 
     def finish(self) -> None:
         """Make the rows readable, once all are added."""

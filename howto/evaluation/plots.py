@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from howto.core.atomic import atomic_file
-from howto.core.schema import Row
+from howto.core.schema import NO_SOURCE, Row
 from howto.core.step_lists import is_numbered
 from howto.evaluation.config import Evaluate
 from howto.evaluation.rouge import KINDS
@@ -32,6 +32,9 @@ def group_rows(rows: Sequence[Row], reference_words: NDArray[np.int64]) -> list[
     found += [("reference length", name, lengths == number) for number, name in enumerate(LENGTHS.values())]
     found += [("context", "with a context", context), ("context", "without one", ~context)]
     found += [("reference", "numbered steps", procedural), ("reference", "no numbered steps", ~procedural)]
+    if any(row.source for row in rows):
+        sources = np.array([row.source or NO_SOURCE for row in rows])
+        found += [("source", name, sources == name) for name in sorted(set(sources.tolist()))]
     return [group for group in found if group[2].any()]
 
 

@@ -10,7 +10,7 @@ from howto.evaluation.scoring import Scores
 
 
 def side_by_side(rows: Sequence[Row], answers: Mapping[str, Answers], scores: Scores) -> list[dict[str, Any]]:
-    """Return each row's texts, both answers, and their F of ROUGE-L.
+    """Return each row's texts, both answers, and their F of ROUGE-L; `source` and `history` only of rows that have one.
 
     With several seeds the answers are those of the first seed, and the scores are means over all seeds.
     """
@@ -19,6 +19,8 @@ def side_by_side(rows: Sequence[Row], answers: Mapping[str, Answers], scores: Sc
         {
             "id": row.id,
             "category": row.category,
+            **({"source": row.source} if row.source else {}),
+            **({"history": [turn.model_dump() for turn in row.history]} if row.history else {}),
             "intent": row.intent,
             "context": row.context,
             "reference": row.output,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from howto.core.errors import UserError, one_line
-from howto.sources.config import Data
+from howto.sources.config import Source
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -19,7 +19,7 @@ def is_saved(folder: Path) -> bool:
     return (folder / SPLITS).is_file() or ((folder / STATE).is_file() and (folder / INFO).is_file())
 
 
-def write_saved(data: Data, key: str, path: Path) -> str:
+def write_saved(data: Source, key: str, path: Path) -> str:
     """Write the rows of the folder `data.source` to `path` as JSONL, and describe their split.
 
     Of several splits take `data.split`, or else "train" or the only one. `key` names `data` in messages.

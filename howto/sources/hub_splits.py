@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from howto.core.errors import UserError, one_line
-from howto.sources.config import Data
+from howto.sources.config import Source
 from howto.sources.dataset_rows import choose, write_rows
 from howto.sources.hub import Repository
 
@@ -27,7 +27,7 @@ def declares_configs(repository: Repository) -> bool:
     return CONFIGS_IN_FRONT_MATTER.match(text) is not None
 
 
-def write_split(repository: Repository, rows: Data, key: str, path: Path) -> str:
+def write_split(repository: Repository, rows: Source, key: str, path: Path) -> str:
     """Write the rows of one split to `path` as JSONL, and describe configuration and split.
 
     Without `rows.config`, take the default or only configuration; without `rows.split`, "train" or the only split.

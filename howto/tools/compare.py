@@ -1,13 +1,11 @@
 """Compare the fine-tuned models of two versions of the project on the test rows that both have."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
 
 from howto.core.errors import UserError
 from howto.core.reference_words import check_references
-from howto.core.schema import Row
 from howto.evaluation.config import Evaluate
 from howto.evaluation.metrics import better_or_worse, difference_text, measure_difference, measure_model
 from howto.evaluation.predictions import Answers
@@ -73,7 +71,7 @@ def compare_versions(old: Version, new: Version, config: Evaluate) -> Comparison
 
     Raise UserError if no row is in both, or the tokenizer sees few words of their references.
     """
-    numbers = common_rows(old.rows, new.rows)
+    numbers = common_rows(old, new)
     if not numbers:
         counts = f"{old.name} has {len(old.rows)}, {new.name} has {len(new.rows)}"
         raise UserError(f"no test row is in both versions ({counts}). Compare versions that share test rows.")
@@ -114,14 +112,22 @@ def compare_versions(old: Version, new: Version, config: Evaluate) -> Comparison
     )
 
 
-def common_rows(old: Sequence[Row], new: Sequence[Row]) -> list[tuple[int, int]]:
-    """Return (number in `old`, number in `new`) of the rows with the same id, intent, context and references."""
-    number_of = {_identity(row): number for number, row in enumerate(old)}
-    return [(number_of[_identity(row)], number) for number, row in enumerate(new) if _identity(row) in number_of]
+def common_rows(old: Version, new: Version) -> list[tuple[int, int]]:
+    """Return (number in `old`, number in `new`) of the rows with the same id and texts.
+
+    `prepare.instruction` is no text of a row, but a param that the versions may differ in; another system message is.
+    """
+    number_of = {identity: number for number, identity in enumerate(_identities(old))}
+    return [(number_of[same], number) for number, same in enumerate(_identities(new)) if same in number_of]
 
 
-def _identity(row: Row) -> tuple[str, ...]:
-    return row.id, row.input, row.context, row.output, *row.references
+def _identities(version: Version) -> list[tuple[Any, ...]]:
+    instruction = (version.params.get("prepare") or {}).get("instruction")
+    own = ["" if row.instruction == instruction else row.instruction for row in version.rows]
+    return [
+        (row.id, system, row.history, row.input, row.context, row.output, row.references)
+        for row, system in zip(version.rows, own, strict=True)
+    ]
 
 
 def _changed(answers: dict[str, Answers]) -> int:

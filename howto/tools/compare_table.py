@@ -126,7 +126,7 @@ def _remarks(found: Comparison) -> list[str]:
         if side.rows_left_out:
             lines.append(
                 f"{counted(side.rows_left_out, 'test row')} of {side.name}: left out, because {other.name} does not "
-                "have the same intent, context and references."
+                "have the same texts."
             )
     rows = found.changed_base_answers
     changed = f"differ on {counted(rows, 'row')}" if rows else "are the same on all rows"

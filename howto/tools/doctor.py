@@ -18,7 +18,7 @@ from howto.core.instruction_set import cpu_name, has_avx2
 from howto.core.workers import usable_cores
 from howto.modeling.config import Machine, ProfileMachine
 from howto.params import read_params
-from howto.sources.config import Data, Model
+from howto.sources.config import Data, Model, Source
 from howto.sources.files import is_local, row_files
 from howto.sources.installed_package import PREFIX, package_file
 from howto.sources.model_files import model_files
@@ -64,9 +64,10 @@ def examine() -> list[Finding]:
         findings.append(_guarded(name, check, params))
     model, data = params.section(Model), params.section(Data)
     findings.append(_guarded("model.source", _source, "model.source", "model", model))
-    for prefix, rows in (("data.", data), ("data.test_", data.test())):
-        if rows:
-            findings.append(_guarded(f"{prefix}source", _source, f"{prefix}source", "dataset", rows))
+    rows = {f"data.sources.{name}.source" if name else "data.source": one for name, one in data.by_name().items()}
+    if test := data.test():
+        rows["data.test_source"] = test
+    findings += [_guarded(key, _source, key, "dataset", one) for key, one in rows.items()]
     return findings
 
 
@@ -184,7 +185,7 @@ def _threads(params: Params) -> Finding:
     return Finding(OK, "threads", f"machine.threads is {threads}, {cores:g} cores")
 
 
-def _source(key: str, kind: str, section: Model | Data) -> Finding:
+def _source(key: str, kind: str, section: Model | Source) -> Finding:
     """Check that a model or a dataset can be read: from a package, a local path, or the hub (offline: its cache)."""
     name, file = section.source, section.file
     try:

@@ -21,7 +21,7 @@ from howto.core.paths import ADAPTER, BASE, EVALUATION, TRAIN
 from howto.data.config import Instruction
 from howto.modeling.config import Machine, ProfileMachine
 from howto.params import read_params
-from howto.sources.config import Data, Model
+from howto.sources.config import Data, Model, Source
 from howto.sources.files import copy_files, is_local
 from howto.sources.model_files import INDEX, check_model
 from howto.training.config import ProfileTrain, Train
@@ -138,22 +138,23 @@ def _check_output(output: Path) -> None:
 
 def _notice(params: Params, *, own: bool) -> str:
     """Return the authors and licences of the parts. `own`: the adapter was trained by this project."""
-    adapter = ("Training rows", params.section(Data).source) if own else ("Adapter", "not trained by this project")
-    parts = [("Base model", params.section(Model).source), adapter]
+    rows = [("Training rows", source.source) for source in params.section(Data).by_name().values()]
+    adapter = rows if own else [("Adapter", "not trained by this project")]
+    parts = [("Base model", params.section(Model).source), *adapter]
     lines = [f"{part}: {source}, {LICENCES.get(source, OTHER_LICENCE)[1]}" for part, source in parts]
     return "\n".join([NOTICE, "", *lines, ""])
 
 
 def _model_card(params: Params, base_sha256: str, *, own: bool) -> str:
     """Return the README of the folder. For an adapter that is not the project's `own`, only the base is described."""
-    model, data = params.section(Model), params.section(Data)
+    model, sources = params.section(Model), params.section(Data).by_name().values()
     train, profile = params.section(Train), params.section(ProfileTrain)
     facts = {"base model": f"{_place(model)} (weights sha256 {base_sha256[:16]}...)"}
     if own:
         targets, lora = train.lora.target_modules, train.lora
         length = f"{profile.epochs} epochs" if profile.epochs else f"{profile.steps} steps"
         facts |= {
-            "training rows": f"{_place(data)}{_rows_hash()}",
+            "training rows": f"{'; '.join(map(_place, sources))}{_rows_hash()}",
             "adapter": f"LoRA, r {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on "
             f"{targets if isinstance(targets, str) else ', '.join(targets)}",
             "training": f"{length}, batches of {profile.batch_size}, learning rate {profile.learning_rate:g}, "
@@ -171,8 +172,11 @@ def _model_card(params: Params, base_sha256: str, *, own: bool) -> str:
     )
 
 
-def _place(section: Model | Data) -> str:
-    return f"{section.source}, revision {section.revision}" if section.revision else section.source
+def _place(section: Model | Source) -> str:
+    place = f"{section.source}, revision {section.revision}" if section.revision else section.source
+    if isinstance(section, Source) and section.share is not None:
+        return f"{place} (a share of {section.share:g})"
+    return place
 
 
 def _rows_hash() -> str:

@@ -45,6 +45,8 @@ def test_the_files_of_a_run_agree_with_each_other_and_metrics_are_numbers_only(f
         with (finished / f"metrics/{name}.csv").open(encoding="utf-8") as file:
             tables[name] = list(csv.DictReader(file))
     assert {line["group"] for line in tables["slices"] if line["slice"] == "category"} == {r.category for r in rows}
+    assert not any(line["slice"] == "source" for line in tables["slices"])
+    assert not any({"source", "history"} & result.keys() for result in results)
     assert sum(int(line["rows"]) for line in tables["differences"]) == len(rows)
     assert len(tables["lengths_and_scores"]) == 2 * len(rows)
     by_metric = {(line["model"], line["metric"]): float(line["fmeasure"]) for line in tables["rouge"]}
@@ -106,6 +108,34 @@ def test_a_few_words_that_the_tokenizer_cannot_see_are_a_warning_with_their_shar
     assert done.returncode == 0 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("evaluate: warning: 10.0% of the words in the references") and "café" in done.stderr
     assert "unicode_words" not in evaluation_of(workplace)
+
+
+def test_scores_are_reported_by_source_and_history_is_in_the_results_of_rows_that_have_one(
+    workplace: Path, tiny: Path
+) -> None:
+    edit_params(
+        workplace,
+        f"source: {tiny}/rows.jsonl\n",
+        "sources: {tickets: {source: b.jsonl}, faq: {source: someone/faq, revision: abc}}\n",
+    )
+    history = [{"role": "user", "content": "May I?"}, {"role": "assistant", "content": "Yes."}]
+    lines = [json.loads(line) for line in (workplace / TEST).read_text(encoding="utf-8").splitlines()]
+    sources = ["faq" if number % 3 else "tickets" for number in range(len(lines))]
+    lines = [{**line, "source": source} for line, source in zip(lines, sources, strict=True)]
+    lines[0]["history"] = history
+    (workplace / TEST).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    done = run_stage_here("evaluate", workplace)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in (workplace / "log/hasil.jsonl").open(encoding="utf-8")]
+    assert [result["source"] for result in results] == sources
+    assert results[0]["history"] == history and not any("history" in result for result in results[1:])
+    with (workplace / "metrics/slices.csv").open(encoding="utf-8") as file:
+        slices = [line for line in csv.DictReader(file) if line["slice"] == "source" and line["model"] == "adapter"]
+    of_faq = [result["adapter_rougeL"] for result in results if result["source"] == "faq"]
+    assert {line["group"]: int(line["rows"]) for line in slices} == {name: sources.count(name) for name in set(sources)}
+    assert float(slices[0]["rougeL"]) == pytest.approx(sum(of_faq) / len(of_faq), abs=1e-5)
+    report = (workplace / "metrics/report.html").read_text(encoding="utf-8")
+    assert '"rows":"faq: someone/faq, tickets: b.jsonl"' in report and '"slice":"source"' in report
 
 
 def edited(folder: Path, change: Callable[[list[Line]], list[Line]]) -> None:

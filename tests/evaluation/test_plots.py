@@ -20,8 +20,16 @@ def test_each_slice_has_every_row_in_one_of_its_groups() -> None:
     assert named["reference length", "150 words and more"] == [2]
     assert ("reference length", "75 to 149 words") not in named
     assert named["context", "with a context"] == [3] == named["reference", "numbered steps"]
+    assert not any(of == "source" for of, _ in named)
     for of in ("category", "reference length", "context", "reference"):
         assert sorted(n for (name, _), members in named.items() if name == of for n in members) == [0, 1, 2, 3]
+
+
+def test_rows_are_grouped_by_source_if_one_has_a_source() -> None:
+    rows = [row(0, source="tickets"), row(1, source="faq"), row(2), row(3, source="faq")]
+    found = group_rows(rows, np.array([1] * 4))
+    named = {name: members.nonzero()[0].tolist() for of, name, members in found if of == "source"}
+    assert named == {"faq": [1, 3], "none": [2], "tickets": [0]}
 
 
 def test_a_group_of_ten_rows_has_an_interval_and_one_of_nine_has_none() -> None:

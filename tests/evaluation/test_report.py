@@ -251,6 +251,22 @@ def test_rows_are_filtered_by_category_and_by_a_word_in_any_text(page: Page) -> 
     assert page("#count").text == "1 of 9 rows" and page.selected() == "row-8"
 
 
+def test_earlier_turns_are_shown_above_the_intent_and_found_and_the_source_is_named(page: Page) -> None:
+    turns = [("user", f"Why not?\n{HOSTILE}"), ("assistant", "It rains. " * 400)]
+    history = [{"role": role, "content": text} for role, text in turns]
+    page.open(replace(CONTENT, rows=[*CONTENT.rows, row(8, history=history, source="tickets", context="Wet.")]))
+    assert page.texts("#detail .context") == [] and "from" not in page("#detail .about").text
+    page("#search").send_keys("it rains")
+    assert page("#count").text == "1 of 9 rows" and page.selected() == "row-8"
+    heads = page.run("return [...document.querySelectorAll('#detail h3, #detail h4')].map(e => e.textContent)")
+    assert heads[:3] == ["Earlier turns", "How do I brew tea number 8?", "Context"]
+    shown = page.run("return [...document.querySelectorAll('#detail .context p')].map(e => e.textContent)")
+    assert shown == ["User", turns[0][1], "Assistant", turns[1][1], "Wet."]
+    assert "from tickets" in page("#detail > .about").text
+    long, short = page.browser.find_elements(By.CSS_SELECTOR, "#detail .long")
+    assert long.size["height"] < 200 and long.get_attribute("tabindex") == "0" and not short.get_attribute("tabindex")
+
+
 def test_the_address_links_to_the_selected_row(page: Page) -> None:
     page.open(replace(CONTENT, rows=[*CONTENT.rows, row(8, id="ä/b c")]), "#row=row-6")
     assert page.selected() == "row-6"

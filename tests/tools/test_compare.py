@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from howto.core.errors import UserError
-from howto.core.schema import Row
+from howto.core.schema import Message, Row
 from howto.tools.compare import Comparison, compare_versions, differing, params_in_force
 from howto.tools.versions import Version
 from tests.support.answers import CONFIG, prediction, row
@@ -68,6 +68,18 @@ def test_rows_are_paired_by_id_if_their_texts_are_the_same() -> None:
     assert (found.rows, found.old.rows_left_out, found.new.rows_left_out) == (1, 2, 3)
     with pytest.raises(UserError, match="no test row is in both"):
         compare_versions(old, version("new", rows[:3], [["d"], ["c"], ["b"]]), CONFIG)
+
+
+def test_rows_with_another_history_or_system_message_are_not_paired_but_the_projects_instruction_may_differ() -> None:
+    turns, answers = (Message(role="user", content="May I?"), Message(role="assistant", content="Yes.")), [["a"]] * 4
+    old_rows = [row(0), row(1, history=turns), row(2, instruction="Be brief."), row(3, history=turns)]
+    new_rows = [row(0), row(1), row(2, instruction="Be kind."), row(3, history=turns)]
+    new_rows = [one if one.id == "2" else one.model_copy(update={"instruction": "other"}) for one in new_rows]
+    old, new = version("old", old_rows, answers), version("new", new_rows, answers)
+    old.params["prepare"], new.params["prepare"] = {"instruction": "i"}, {"instruction": "other"}
+    found = compare_versions(old, new, CONFIG)
+    assert [result["id"] for result in found.results] == ["0", "3"]
+    assert found.params == {"prepare.instruction": ("i", "other")}
 
 
 def test_a_true_difference_is_reported_with_its_direction_and_one_row_shows_none() -> None:

@@ -503,15 +503,25 @@ function detailOf(n, marking) {
       make("footer", {}, about),
     );
   };
+  const turn = ({ role, content: said }) =>
+    make("div", {}, make("p", { class: "about" }, visible(capital(role))), textOf(said));
   return [
+    row.history
+      ? make("section", { class: "context" },
+        make("h4", {}, "Earlier turns"), make("div", { class: "long" }, ...row.history.map(turn)))
+      : null,
     make("h3", { class: "intent", dir: "auto" }, row.intent ? visible(row.intent) : "(empty)"),
     make("p", { class: "about" },
       make("span", {}, visible(row.category || NO_CATEGORY)),
+      row.source ? make("span", {}, "from ", visible(row.source)) : null,
       row.procedural ? make("span", {}, "asks for steps") : null,
       make("span", {}, "gain ", gainOf(n)),
       make("a", { href: `#row=${encodeURIComponent(row.id)}`, title: "Link to this row" }, visible(row.id)),
     ),
-    row.context ? make("section", { class: "context" }, make("h4", {}, "Context"), textOf(row.context)) : null,
+    row.context
+      ? make("section", { class: "context" },
+        make("h4", {}, "Context"), make("div", { class: "long" }, textOf(row.context)))
+      : null,
     make("div", { class: "answers" },
       answer("", "Reference", row.reference),
       answer("base", "Base model", row.base, row.base_rougeL, row.base_stop),
@@ -594,7 +604,9 @@ class Browser {
     const query = byId("search").value.trim().toLowerCase();
     if (query && !this.texts) {
       const parts = ["intent", "context", "reference", "base", "adapter", "id"];
-      this.texts = rows.map((row) => parts.map((part) => row[part] ?? "").join("\n").toLowerCase());
+      const turns = (row) => (row.history ?? []).map((turn) => turn.content);
+      const textsOf = (row) => [...parts.map((part) => row[part] ?? ""), ...turns(row)];
+      this.texts = rows.map((row) => textsOf(row).join("\n").toLowerCase());
     }
     const order = rows.map((_, n) => n).filter((n) =>
       (!category || category === `=${rows[n].category}`) && (!query || this.texts[n].includes(query)));
@@ -684,8 +696,9 @@ class Browser {
     const detail = byId("detail");
     if (this.order.length) detail.replaceChildren(...detailOf(this.order[this.place], byId("marking").checked));
     else detail.replaceChildren();
-    const context = detail.querySelector(".context .text");
-    if (context && context.scrollHeight > context.clientHeight) context.tabIndex = 0; // so that keys can scroll it
+    for (const box of detail.querySelectorAll(".long")) {
+      if (box.scrollHeight > box.clientHeight) box.tabIndex = 0; // so that keys can scroll it
+    }
   }
 
   followHash() {
