@@ -93,6 +93,17 @@ def test_a_finding_names_what_is_wrong(
     assert finding.level == level and found in finding.found
 
 
+def test_each_of_several_sources_is_checked(project: Path) -> None:
+    sources = "sources: {a: {source: data/howto}, b: {source: ./nowhere.jsonl}}\n      test_source: ./neither.jsonl\n"
+    edit(project / "params.yaml", "source: ./data/howto\n", sources)
+    found = {finding.name: (finding.level, finding.found) for finding in examine() if finding.name.startswith("data.")}
+    assert found == {
+        "data.sources.a.source": (OK, "data/howto exists"),
+        "data.sources.b.source": (PROBLEM, "./nowhere.jsonl: no such file or folder"),
+        "data.test_source": (PROBLEM, "./neither.jsonl: no such file or folder"),
+    }
+
+
 def test_a_torch_that_cannot_be_imported_is_a_problem(project: Path) -> None:
     (project / "torch.py").write_text("raise ImportError('libgomp.so.1: cannot open')", encoding="utf-8")
     status, lines = doctor(PYTHONPATH=f"{project}:{ROOT}")

@@ -122,6 +122,18 @@ def test_a_card_without_an_evaluation_says_so_and_names_the_sources(workplace: P
     assert "\nTraining rows: databricks/databricks-dolly-15k, (c) 2023" in text_of(workplace / "models/exported/NOTICE")
 
 
+def test_card_and_notice_name_each_of_several_sources(workplace: Path, tiny: Path) -> None:
+    dolly = "{source: databricks/databricks-dolly-15k, revision: abc, share: 0.25}"
+    sources = f"sources: {{own: {{source: ./data/howto, share: 0.75}}, dolly: {dolly}}}\n"
+    edit_params(workplace, f"source: {tiny}/rows.jsonl\n", sources)
+    assert export(workplace).returncode == 0
+    notice = text_of(workplace / "models/exported/NOTICE")
+    assert "\nTraining rows: databricks/databricks-dolly-15k, (c) 2023 Databricks" in notice
+    assert "\nTraining rows: ./data/howto, written for this project, CC0 1.0\n" in notice
+    places = "databricks/databricks-dolly-15k, revision abc (a share of 0.25); ./data/howto (a share of 0.75)"
+    assert f"| training rows | {places} |" in text_of(workplace / "models/exported/README.md")
+
+
 def test_another_adapter_gets_none_of_the_projects_numbers(workplace: Path, tiny: Path) -> None:
     lock = "stages:\n  train:\n    deps:\n    - path: data/prepared/train.jsonl\n      md5: 0123abcd\n"
     (workplace / "dvc.lock").write_text(lock, encoding="utf-8")
