@@ -84,7 +84,7 @@ def export(output: Path, adapter: Path | None) -> None:
     own = adapter is None or adapter.resolve() == ADAPTER.resolve()
     note_differences(adapter or ADAPTER, params.section(Model).source)
     base = load_base(BASE, "float32", torch.device("cpu"))  # so that the merged weights are rounded once
-    was_tied = base.config.tie_word_embeddings
+    was_tied = getattr(base.config, "tie_word_embeddings", False)
     merged = merge_adapter(load_adapter(base, adapter or ADAPTER, BASE), adapter or ADAPTER)
     with atomic_folder(output) as folder:
         _write_model(merged, folder, output, untied=was_tied and not merged.config.tie_word_embeddings)
