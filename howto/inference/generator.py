@@ -139,8 +139,9 @@ class Generator:
 def use_unmerged_adapter(adapted: PeftModel, dtype: torch.dtype, probe: list[int]) -> None:
     """Compute an adapter beside its base, in the base's precision; `probe` is a prompt to check fast paths with."""
     use_fused_lora(adapted, 0.0)
-    for weight in adapted.parameters():
-        weight.data = weight.data.to(dtype)
+    if adapted.peft_config["default"].peft_type == "LORA":  # other kinds have buffers too, of which PEFT takes care
+        for weight in adapted.parameters():
+            weight.data = weight.data.to(dtype)
     if next(adapted.parameters()).device.type == "cuda":
         use_grouped_lora(adapted, probe)
 
