@@ -136,7 +136,7 @@ class RowFormats:
             context, name = None, " and ".join(map(repr, filter(None, (instruction, response))))
             if instruction == "instruction" and response in ("output", None) and ALPACA_CONTEXT in there:
                 if self._columns.context in there - {ALPACA_CONTEXT}:
-                    continue  # either of the two could be the context
+                    break  # either of the two could be the context
                 context, name = ALPACA_CONTEXT, f"{name}, with the context in {ALPACA_CONTEXT!r}"
             found.append(
                 RowFormat(
