@@ -20,28 +20,27 @@ def cache_and_decoder(check: Check, model: Any, count: int) -> tuple[Any, Any]:
     import torch
 
     from howto.inference.decoder import Decoder
-    from howto.inference.generator import PROBE_PROMPT
     from howto.inference.kv_cache import KVCache, use_kv_cache
+    from howto.modeling.chat import PROBE
     from howto.modeling.fused_lora import use_fused_norms
-    from howto.modeling.prompt import prompt_ids
 
     model.requires_grad_(False)
     use_fused_norms(model)
     new = 8 if check.tiny else 128
     longest = max(len(row.prompt) for row in check.examples(512 if not check.tiny else 16))
     with torch.inference_mode():
-        if not use_kv_cache(model, prompt_ids(check.tokenizer, *PROBE_PROMPT)):
+        if not use_kv_cache(model, check.chat.prompt_ids(PROBE)):
             raise RuntimeError("the model does not work with KVCache")
     cache = KVCache(model, count, longest + new)
     decoding = check.decoding.model_copy(update={"max_new_tokens": new})
-    return cache, Decoder(model, cache, check.tokenizer, decoding)
+    return cache, Decoder(model, cache, check.chat, decoding)
 
 
 def decoding(check: Check) -> Figures:
     """H. Answers to 512 prompts, 256 rows in flight: base and adapter, with graphs and without."""
 
-    from howto.inference.generator import PROBE_PROMPT, use_unmerged_adapter
-    from howto.modeling.prompt import prompt_ids
+    from howto.inference.generator import use_unmerged_adapter
+    from howto.modeling.chat import PROBE
 
     prompts, at_once = (16, 8) if check.tiny else (512, 256)
     asked = requests(check, prompts)
@@ -49,7 +48,7 @@ def decoding(check: Check) -> Figures:
     for name in ("base", "adapter"):
         model = check.model() if name == "base" else check.adapted().eval()
         if name == "adapter":
-            use_unmerged_adapter(model, check.dtype, prompt_ids(check.tokenizer, *PROBE_PROMPT))
+            use_unmerged_adapter(model, check.dtype, check.chat.prompt_ids(PROBE))
         cache, decoder = cache_and_decoder(check, model, at_once)
         ways = ("first run", "second run", "no graphs") if name == "base" else ("first run", "second run")
         for way in ways:
@@ -93,7 +92,7 @@ def generate(check: Check, rows: int) -> Figures:
     model = check.model()
     prompts = [request.row.prompt for request in requests(check, rows)]
     longest, new = max(map(len, prompts)), 4 if check.tiny else 64
-    pad = check.tokenizer.eos_token_id
+    pad = check.chat.end
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=check.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=check.device)
     settings: Figures = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": pad}

@@ -46,10 +46,10 @@ class Check:
 
         import torch
 
-        from howto.modeling.loading import load_tokenizer
+        from howto.modeling.loading import load_chat
 
         self.dtype = getattr(torch, precision)
-        self.tokenizer = load_tokenizer(arguments.folder)
+        self.chat = load_chat(arguments.folder)
         self.batch = 4 if self.tiny else 16
         self.steps = 2 if self.tiny else 40
 
@@ -93,7 +93,7 @@ class Check:
         from howto.modeling.collate import encode
 
         rows = rows_of(self.arguments.rows, count, INSTRUCTION)
-        return encode(self.tokenizer, rows, self.shared.max_length, shorten=True)
+        return encode(self.chat, rows, self.shared.max_length, shorten=True)
 
     def full_examples(self, count: int) -> list[Example]:
         """Rows of exactly the maximal length, half of it an answer, made of real rows' tokens."""
@@ -108,7 +108,7 @@ class Check:
         """The training engine."""
         from howto.training.forward import Engine
 
-        pad = self.tokenizer.eos_token_id
+        pad = self.chat.end
         return Engine(model, examples, self.shared, profile, pad, compiled=compiled)
 
     def synchronize(self) -> None:

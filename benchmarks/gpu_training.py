@@ -29,7 +29,7 @@ def self_check(check: Check) -> Figures:
 
     model = check.adapted().eval()
     base, rows = model.get_base_model(), sorted(check.examples(200), key=len)
-    middle, pad = rows[len(rows) // 4 : -(len(rows) // 4)], check.tokenizer.eos_token_id
+    middle, pad = rows[len(rows) // 4 : -(len(rows) // 4)], check.chat.end
     draws = [
         random.Random(seed).sample(middle, min(GPU_PROBE_ROWS, len(middle))) for seed in range(4 if check.tiny else 20)
     ]

@@ -131,7 +131,8 @@ def measure(
     """Return the figures of this project and of its peers."""
     import torch
 
-    from howto.modeling.loading import load_adapter, load_base, load_tokenizer
+    from howto.modeling.adapter import load_adapter
+    from howto.modeling.loading import load_base, load_chat
 
     ours = Ours(base, adapter, rows, decoding, size=size, precision=precision, device=device)
     measured = {"howto": timed("howto", ours.answer, ours.answer if warm_up else None, len(ours.requests), device)}
@@ -139,7 +140,7 @@ def measure(
     answers = [ours.answers[request] for request in ours.requests]
     del ours  # free its memory for the peers
     gc.collect()
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_chat(base).tokenizer
     model = load_adapter(load_base(base, precision, device), adapter, base)
     for name in peers:
         try:

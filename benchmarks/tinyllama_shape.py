@@ -72,7 +72,7 @@ def measure(
     from howto.inference.decoder import Request
     from howto.inference.generator import Generator
     from howto.modeling.collate import encode
-    from howto.modeling.loading import load_base, load_tokenizer
+    from howto.modeling.loading import load_base, load_chat
     from howto.training.forward import Engine
     from howto.training.lora import add_adapter, save_adapter
     from howto.training.memory_check import peak_bytes
@@ -89,11 +89,11 @@ def measure(
     del random_model
 
     rows = rows_of(arguments.rows, 16 * STEPS * profile.batch_size, "Write steps.")
-    tokenizer = load_tokenizer(base)
-    examples = encode(tokenizer, rows, shared.max_length, shorten=False)[: STEPS * profile.batch_size]
+    chat = load_chat(base)
+    examples = encode(chat, rows, shared.max_length, shorten=False)[: STEPS * profile.batch_size]
     start = time.perf_counter()
     model = add_adapter(load_base(base, arguments.precision, device), shared.lora, base)
-    engine = Engine(model, examples, shared, profile, tokenizer.eos_token_id)
+    engine = Engine(model, examples, shared, profile, chat.end)
     loaded = time.perf_counter()
     curve = Trainer(engine, examples, [], shared, profile).run()
     trained = time.perf_counter()

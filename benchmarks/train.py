@@ -177,7 +177,7 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from howto.modeling.collate import encode
-    from howto.modeling.loading import load_tokenizer
+    from howto.modeling.loading import load_chat
     from howto.training.memory_check import peak_bytes
     from howto.training.trainer import Trainer, epoch_order
 
@@ -193,8 +193,8 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     shared = shared.model_copy(update={"warmup_ratio": 0.0})
     rows = rows_of(arguments.data, arguments.rows, read_instruction())
-    tokenizer = load_tokenizer(arguments.model)
-    examples = encode(tokenizer, rows, shared.max_length, shorten=True)
+    chat = load_chat(arguments.model)
+    examples = encode(chat, rows, shared.max_length, shorten=True)
     model = adapted_model(arguments, shared, device, getattr(torch, precision))
     parameters = sum(
         w.numel() for n, w in model.named_parameters() if w.ndim == 2 and "lora" not in n and "embed" not in n
@@ -206,7 +206,7 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.one.startswith("howto"):
         from howto.training.forward import Engine
 
-        engine = Engine(model, examples, shared, profile, tokenizer.eos_token_id)
+        engine = Engine(model, examples, shared, profile, chat.end)
         trainer = Trainer(engine, examples, [], shared, profile)
         with Clock(arguments.warm_up, device) as clock:
             losses = [loss for *_, loss in trainer.run().train]

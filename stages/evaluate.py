@@ -9,6 +9,7 @@ writes:  metrics/metrics.json (the numbers that runs are compared by), metrics/e
 """
 
 import argparse
+import sys
 from importlib.metadata import version
 
 from howto.core.atomic import write_json
@@ -16,6 +17,7 @@ from howto.core.config import Params
 from howto.core.errors import reports_errors
 from howto.core.output_lock import output_lock
 from howto.core.paths import DVC_METRICS, EVALUATION, LOCK, METRICS, PREDICTIONS, REPORT, RESULTS, TEST, TRAIN, TRAINING
+from howto.core.reference_words import check_references
 from howto.core.schema import Row, read_rows, write_rows
 from howto.evaluation.baselines import baseline_answers
 from howto.evaluation.config import Evaluate
@@ -40,7 +42,7 @@ def main() -> None:
 def evaluate(params: Params, config: Evaluate) -> None:
     """Load, score, measure and write, in the working directory.
 
-    Raise UserError if an input is missing, damaged, or from another run.
+    Raise UserError if an input is missing, damaged, or from another run, or the tokenizer sees few words of references.
     """
     rows, train = read_rows(TEST, Row), read_rows(TRAIN, Row)
     answers = read_predictions(PREDICTIONS, rows, TEST)
@@ -48,8 +50,11 @@ def evaluate(params: Params, config: Evaluate) -> None:
     for model in MODELS:
         check_against_lock(PREDICTIONS / f"{model}.jsonl", LOCK, decoding, params.path)
 
-    baselines = baseline_answers(rows, train, seed=config.seed)
-    scores = score(rows, answers, baselines, use_stemmer=config.use_stemmer)
+    for warning in check_references(rows, config.tokenizer):
+        print(f"evaluate: warning: {warning}", file=sys.stderr)
+
+    baselines = baseline_answers(rows, train, seed=config.seed, tokenizer=config.tokenizer)
+    scores = score(rows, answers, baselines, use_stemmer=config.use_stemmer, tokenizer=config.tokenizer)
 
     evaluation = measure(rows, answers, scores, config)
     metrics = summarize(evaluation, TRAINING)
@@ -59,6 +64,7 @@ def evaluate(params: Params, config: Evaluate) -> None:
     results = side_by_side(rows, answers, scores)
     content = Content(
         title="What the fine-tuning bought",
+        tokenizer=config.tokenizer,
         verdict=conclusion,
         facts=facts(params, config),
         metrics=evaluation,
@@ -78,11 +84,14 @@ def evaluate(params: Params, config: Evaluate) -> None:
 
 def facts(params: Params, config: Evaluate) -> dict[str, str]:
     """Return what the run was made with, for the foot of the report."""
+    words = f" on unicode-segmentation-rs {version('unicode_segmentation_rs')}'s words"
+    of_words = words if config.tokenizer == "unicode" else ""
+    stemmer = "on" if config.use_stemmer else "off"
     return {
         "profile": params.profile,
         "base model": str(params.value(f"profiles.{params.profile}.model.source")),
         "rows": str(params.value(f"profiles.{params.profile}.data.source")),
-        "scored with": f"rouge-score {version('rouge_score')}'s ROUGE, stemmer {'on' if config.use_stemmer else 'off'}",
+        "scored with": f"rouge-score {version('rouge_score')}'s ROUGE{of_words}, stemmer {stemmer}",
         "intervals": f"{config.confidence:.0%}, BCa bootstrap over rows, {config.resamples:,} resamples",
     }
 

@@ -7,6 +7,7 @@ writes:  data/prepared/{train,validation,test,rejected}.jsonl,
 """
 
 import argparse
+import sys
 from collections import Counter
 from contextlib import ExitStack
 from itertools import chain
@@ -18,7 +19,9 @@ from tqdm import tqdm
 from howto.core.atomic import atomic_folder
 from howto.core.errors import UserError, reports_errors
 from howto.core.output_lock import output_lock
-from howto.core.paths import METRICS, PREPARED, RAW_ROWS, RAW_TEST
+from howto.core.paths import METRICS, PREPARED, RAW_ROWS, RAW_TEST, TEST
+from howto.core.reference_words import check_references
+from howto.core.schema import Row, number_rows
 from howto.core.workers import map_in_order, usable_cores
 from howto.data.arrays import Codes
 from howto.data.config import Prepare, ProfilePrepare
@@ -41,6 +44,7 @@ def main() -> None:
     params = read_params()
     with output_lock(PREPARED):
         prepare(params.section(ProfilePrepare).applied_to(params.section(Prepare)))
+        check_words(str(params.value("evaluate.tokenizer")))
 
 
 def prepare(params: Prepare) -> None:
@@ -134,6 +138,15 @@ def check_splits(codes: Codes, params: Prepare) -> None:
             from_file = name == "test" and raw_files(RAW_TEST)
             fix = "Check the rows of data.test_source" if from_file else "Bring more rows, or raise its share"
             raise UserError(f"{RAW_ROWS}: {kept} usable rows leave none for {name}. {fix}.")
+
+
+def check_words(tokenizer: str) -> None:
+    """Warn about test rows whose references `evaluate` could not score, before hours of training. Writes nothing.
+
+    Raise UserError if that is most of them.
+    """
+    for warning in check_references((row for _, row in number_rows(TEST, Row)), tokenizer):
+        print(f"prepare: warning: {warning}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,7 @@ from howto.params import read_params
 from howto.training.config import INITS_THAT_CHANGE_THE_BASE, ProfileTrain, Train
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+    from howto.modeling.chat import Chat
     from howto.modeling.collate import Example
     from howto.modeling.distributed.process_group import ProcessGroup
     from howto.training.trainer import Curve
@@ -74,7 +73,7 @@ def train(params: Params, group: ProcessGroup) -> None:
     import torch
 
     from howto.modeling.fingerprint import Fingerprint
-    from howto.modeling.loading import BASE_HASH_FILE, load_base, load_tokenizer, weights_sha256
+    from howto.modeling.loading import BASE_HASH_FILE, load_base, load_chat, weights_sha256
     from howto.modeling.torch_setup import versions
     from howto.training.checkpoints import Checkpoints
     from howto.training.forward import Engine
@@ -86,8 +85,8 @@ def train(params: Params, group: ProcessGroup) -> None:
     shared, profile = params.section(Train), params.section(ProfileTrain)
     fingerprint = Fingerprint([TRAIN, VALIDATION, BASE], params, [Train, ProfileTrain, Machine, ProfileMachine], CODE)
     group.check_same(fingerprint.parts(**versions(group.device)))
-    tokenizer = load_tokenizer(BASE)
-    train_set, validation_set, left_out = read_examples(tokenizer, shared)
+    chat = load_chat(BASE)
+    train_set, validation_set, left_out = read_examples(chat, shared)
 
     torch.manual_seed(shared.seed)  # before the adapter is initialised
     precision = params.section(ProfileMachine).precision
@@ -103,7 +102,7 @@ def train(params: Params, group: ProcessGroup) -> None:
     if profile.fsdp:
         shard_base(model, group)
 
-    engine = Engine(model, train_set, shared, profile, tokenizer.eos_token_id)
+    engine = Engine(model, train_set, shared, profile, chat.end)
     check_memory(engine, train_set, profile, group.processes_on_host)
     trainer = Trainer(engine, train_set, validation_set, shared, profile, group=group)
     start = time.monotonic()
@@ -126,7 +125,7 @@ def train(params: Params, group: ProcessGroup) -> None:
         checkpoints.remove()
 
 
-def read_examples(tokenizer: PreTrainedTokenizerBase, shared: Train) -> tuple[list[Example], list[Example], int]:
+def read_examples(chat: Chat, shared: Train) -> tuple[list[Example], list[Example], int]:
     """Return the training and the validation rows as tokens, and how many rows were left out as too long.
 
     Raise UserError if a file is missing or damaged, or no training row is short enough.
@@ -135,7 +134,7 @@ def read_examples(tokenizer: PreTrainedTokenizerBase, shared: Train) -> tuple[li
 
     rows = [read_rows(TRAIN, Row), read_rows(VALIDATION, Row, empty=True)]
     shorten = shared.too_long == "shorten"
-    train_set, validation_set = (encode(tokenizer, part, shared.max_length, shorten=shorten) for part in rows)
+    train_set, validation_set = (encode(chat, part, shared.max_length, shorten=shorten) for part in rows)
     if not train_set:
         raise UserError(f"{TRAIN}: no row fits into train.max_length: {shared.max_length}. Raise it in params.yaml.")
     return train_set, validation_set, sum(map(len, rows)) - len(train_set) - len(validation_set)

@@ -40,8 +40,10 @@ LONGEST = (
     "group",
     "fsdp",
     "pipeline",
+    "places",
     "two_hosts",
     "gpu_check",
+    "older_transformers",
     "remotes",
 )
 

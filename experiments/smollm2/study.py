@@ -120,7 +120,7 @@ def train_adapter(trial: Trial, precision: str, folder: Path, device: torch.devi
     import torch
 
     from howto.modeling.collate import encode
-    from howto.modeling.loading import load_base, load_tokenizer
+    from howto.modeling.loading import load_base, load_chat
     from howto.training.forward import Engine
     from howto.training.lora import add_adapter
     from howto.training.trainer import Trainer
@@ -133,15 +133,15 @@ def train_adapter(trial: Trial, precision: str, folder: Path, device: torch.devi
     profile = params.section(ProfileTrain).model_copy(
         update={**own, "epochs": None, "micro_batch_size": trial.batch_size}
     )
-    tokenizer = load_tokenizer(BASE)
+    chat = load_chat(BASE)
     rows = sorted(read_rows(PREPARED / "train.jsonl", Row), key=lambda row: row.id)[: trial.rows]
     train, validation = (
-        encode(tokenizer, part, shared.max_length, shorten=True)
+        encode(chat, part, shared.max_length, shorten=True)
         for part in (rows, read_rows(PREPARED / "validation.jsonl", Row))
     )
     torch.manual_seed(shared.seed)
     model = add_adapter(load_base(BASE, precision, device), shared.lora, BASE)
-    engine = Engine(model, train, shared, profile, tokenizer.eos_token_id)
+    engine = Engine(model, train, shared, profile, chat.end)
     start = time.monotonic()
     curve = Trainer(engine, train, validation, shared, profile).run()
     seconds = round(time.monotonic() - start, 1)

@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a folder to write into. It appears at `path` when the block ends without an exception.
 
     An older folder at `path` is replaced. A reader that holds a file of the old folder open keeps reading the old file.
+    Its files get the mode that new files have here: safetensors lets only the owner read what it writes, whatever the
+    umask is, so a shared cache could not serve it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_over in _left_over(path):
@@ -61,6 +64,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         with named(path):
             yield temporary
+        mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666  # the folder has it from the umask
+        for file in temporary.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                file.chmod(mode)
         if path.exists():
             path.rename(old)
         temporary.rename(path)

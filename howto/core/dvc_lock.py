@@ -1,4 +1,4 @@
-"""Read dvc.lock, in which DVC records the last run of each stage."""
+"""Read dvc.lock, in which DVC records the last run of each stage, and find the folder that DVC works in."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,12 @@ def read_lock(path: Path = LOCK) -> dict[str, LockedStage]:
         raise UserError(f"{path}: no such file. Run `dvc repro`, which writes it.") from None
     except (YAMLError, AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path}: damaged. Run `howto recover`, or restore it from git.") from None
+
+
+def dvc_root() -> Path | None:
+    """Return the working directory or the first folder above it that has .dvc, as DVC does; None if none has it."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), None)
 
 
 def _stage(stage: dict[str, Any]) -> LockedStage:

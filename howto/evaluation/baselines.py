@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from howto.core.schema import Row
+from howto.evaluation.config import TokenizerName
+from howto.evaluation.tokenizers import TOKENIZERS
 
 LABELS = {
     "echo_intent": "an echo of the intent",
@@ -16,10 +18,12 @@ LABELS = {
 BATCH = 512  # test rows that are compared with all training rows at once
 
 
-def baseline_answers(rows: Sequence[Row], train: Sequence[Row], *, seed: int) -> list[dict[str, str]]:
+def baseline_answers(
+    rows: Sequence[Row], train: Sequence[Row], *, seed: int, tokenizer: TokenizerName = "rouge_score"
+) -> list[dict[str, str]]:
     """Return the baselines' answers to each test row, by the keys of LABELS."""
     chance = random.Random(f"random answer {seed}")
-    nearest = nearest_rows([row.input for row in rows], [row.input for row in train])
+    nearest = nearest_rows([row.input for row in rows], [row.input for row in train], tokenizer)
     return [
         {
             "echo_intent": row.intent,
@@ -31,14 +35,16 @@ def baseline_answers(rows: Sequence[Row], train: Sequence[Row], *, seed: int) ->
     ]
 
 
-def nearest_rows(texts: Sequence[str], among: Sequence[str]) -> list[int]:
+def nearest_rows(texts: Sequence[str], among: Sequence[str], tokenizer: TokenizerName = "rouge_score") -> list[int]:
     """Return for each text the number of the most similar one in `among`: cosine of TF-IDF weights (scikit-learn).
 
-    Of equally similar ones it is the first. So it is 0 for a text that shares no word with any of them.
+    Of equally similar ones it is the first. So it is 0 for a text that shares no word with any of them. Words are those
+    of the tokenizer `unicode`, or else runs of two and more letters and digits, scikit-learn's default.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(sublinear_tf=True, dtype=np.float32)
+    analyzer = TOKENIZERS[tokenizer].words_of if tokenizer == "unicode" else "word"
+    vectorizer = TfidfVectorizer(analyzer=analyzer, sublinear_tf=True, dtype=np.float32)
     try:
         weights = vectorizer.fit_transform(among).T.tocsc()  # [words, among]
     except ValueError:  # there is no word in any of them

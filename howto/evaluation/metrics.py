@@ -36,6 +36,7 @@ def measure(rows: Sequence[Row], answers: Mapping[str, Answers], scores: Scores,
         "baselines": {name: _mean(of_rows) for name, of_rows in scores.baselines.items()},
         "ceiling": {"reference": _mean(scores.ceiling)},
         "use_stemmer": int(config.use_stemmer),
+        **({"unicode_words": 1} if config.tokenizer == "unicode" else {}),
     }
     if config.embedding_model:
         base, adapter = (evaluation[model]["similarity"] for model in MODELS)

@@ -6,7 +6,6 @@ al. 2001, "A fast and practical bit-vector algorithm for the longest common subs
 "Bit-parallel LCS-length computation revisited"). A word is stemmed once in a process.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from itertools import chain, pairwise
 from sys import intern
 from typing import Any, NamedTuple, TypeVar
 
-KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+from howto.evaluation.config import TokenizerName
+from howto.evaluation.tokenizers import TOKENIZERS
 
-_WORD = re.compile("[a-z0-9]+")  # in lower case; any other character separates words, as in ROUGE-1.5.5
+KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 Gram = TypeVar("Gram", str, tuple[str, str])
 
@@ -41,14 +41,19 @@ class Tokens:
 
 
 class Rouge:
-    """Scores answers against references. With `use_stemmer` it compares word stems (Porter) instead of words."""
+    """Scores answers against references, equal to Google's package with the tokenizer `rouge_score`.
 
-    def __init__(self, *, use_stemmer: bool) -> None:
+    With `use_stemmer` it compares stems (Porter's, for English) of words that consist of a to z and 0 to 9.
+    """
+
+    def __init__(self, *, use_stemmer: bool, tokenizer: TokenizerName = "rouge_score") -> None:
+        self._tokenizer = TOKENIZERS[tokenizer]
         self._normalize = _stem if use_stemmer else intern
 
     def tokens(self, text: str) -> Tokens:
         """Prepare a text for scoring, as answer or reference. A newline ends a sentence, a full stop does not."""
-        lines = (tuple(map(self._normalize, _WORD.findall(line))) for line in text.lower().split("\n"))
+        fold, words_in = self._tokenizer
+        lines = (tuple(map(self._normalize, words_in(line))) for line in fold(text).split("\n"))
         sentences = tuple(line for line in lines if line)
         words = tuple(chain.from_iterable(sentences))
         return Tokens(words, sentences, Counter(words), Counter(pairwise(words)))
@@ -76,12 +81,12 @@ class Rouge:
 
 @cache
 def _stem(word: str) -> str:
-    """The Porter stem by `rouge_score`, which keeps words of up to three letters."""
-    return intern("".join(_tokenizer().tokenize(word)))
+    """The Porter stem by `rouge_score`, which keeps words of up to three letters. "café" and "can't" have none."""
+    return intern("".join(_google_tokenizer().tokenize(word)) if word.isascii() and word.isalnum() else word)
 
 
 @cache
-def _tokenizer() -> Any:
+def _google_tokenizer() -> Any:
     from rouge_score.tokenizers import DefaultTokenizer  # a second: it imports all of nltk
 
     return DefaultTokenizer(use_stemmer=True)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from howto.core.errors import UserError, one_line
 from howto.core.schema import Row
 from howto.core.workers import map_in_order, usable_cores
+from howto.evaluation.config import TokenizerName
 from howto.evaluation.predictions import Answers
 from howto.evaluation.rouge import KINDS, Rouge, Score
 
@@ -74,7 +75,12 @@ class Scores:
 
 
 def score(
-    rows: Sequence[Row], answers: Mapping[str, Answers], baselines: Sequence[Mapping[str, str]], *, use_stemmer: bool
+    rows: Sequence[Row],
+    answers: Mapping[str, Answers],
+    baselines: Sequence[Mapping[str, str]],
+    *,
+    use_stemmer: bool,
+    tokenizer: TokenizerName = "rouge_score",
 ) -> Scores:
     """Score each model's answers to `rows`, and the baselines' [rows], on all cores if there are many answers."""
     items = [
@@ -83,7 +89,7 @@ def score(
     ]
     batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
     many = sum(len(of_row) for of_model in answers.values() for of_row in of_model) > PARALLEL_FROM
-    work = partial(_score_batch, use_stemmer=use_stemmer)
+    work = partial(_score_batch, use_stemmer=use_stemmer, tokenizer=tokenizer)
     results = chain.from_iterable(map_in_order(work, batches, usable_cores() if many else 1))
     scored = list(tqdm(results, total=len(rows), desc="score", unit="row", disable=None))
     return Scores(
@@ -99,8 +105,8 @@ def _stack(rows: list[list[AnswerScores]]) -> ModelScores:
     return ModelScores(*(np.array([[a[field] for a in row] for row in rows], dtype=np.float64) for field in fields))
 
 
-def _score_batch(items: Sequence[Item], *, use_stemmer: bool) -> list[RowScores]:
-    rouge = Rouge(use_stemmer=use_stemmer)
+def _score_batch(items: Sequence[Item], *, use_stemmer: bool, tokenizer: TokenizerName) -> list[RowScores]:
+    rouge = Rouge(use_stemmer=use_stemmer, tokenizer=tokenizer)
     return [_score_row(rouge, *item) for item in items]
 
 

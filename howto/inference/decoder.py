@@ -22,10 +22,11 @@ from howto.inference.kv_cache import KVCache, OneRowCache
 from howto.inference.sampling import Sampler, uniform_numbers
 from howto.inference.stop_strings import StopStrings
 from howto.modeling.async_copy import async_tolist
+from howto.modeling.chat import Chat
 from howto.modeling.collate import Example
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 PREFILL_TOKENS = {"cpu": 2**10, "cuda": 2**13}  # prompt tokens in one forward pass; on a CPU what its cache holds
 REFILL_SHARE = 8  # rows wait until one slot in so many is free: a forward pass for each row would cost more
@@ -83,20 +84,20 @@ class Decoder:
         self,
         model: PreTrainedModel,
         cache: KVCache | OneRowCache,
-        tokenizer: PreTrainedTokenizerBase,
+        chat: Chat,
         decoding: Infer,
         *,
         run_ahead: bool | None = None,
     ) -> None:
         """`run_ahead` excludes `no_repeat_ngram_size`, and leaves ties unresolved. None: on a GPU in bfloat16."""
-        self._cache, self._tokenizer, self._decoding = cache, tokenizer, decoding
+        self._cache, self._chat, self._decoding = cache, chat, decoding
         is_precise = model.dtype in (torch.float32, torch.float64)
         if run_ahead is None:
             run_ahead = model.device.type == "cuda" and not is_precise and decoding.no_repeat_ngram_size is None
         self._steps_ahead = int(run_ahead)
         self._resolves_ties = is_precise and not run_ahead
         self._sampler = Sampler(decoding, find_ties=self._resolves_ties)
-        self._stop_strings = StopStrings(tokenizer, decoding.stop)
+        self._stop_strings = StopStrings(chat.tokenizer, decoding.stop)
         self._prefill_tokens = PREFILL_TOKENS[model.device.type]
         self._running: list[_Sequence] = []  # by slot; the other slots are free
         # The state of each slot, on the device.
@@ -184,7 +185,7 @@ class Decoder:
             if sequence.has_ended:  # in the step before, after this one was launched
                 continue
             answer = self._append(sequence, token)
-            if on_token and token != self._tokenizer.eos_token_id:
+            if on_token and token not in self._chat.ends:
                 on_token(sequence.request, sequence.tokens)
             if answer:
                 sequence.has_ended = True
@@ -195,7 +196,7 @@ class Decoder:
 
     def _append(self, sequence: _Sequence, token: int) -> Answer | None:
         """Append a token to an answer, and return the answer if it ends."""
-        if token == self._tokenizer.eos_token_id:
+        if token in self._chat.ends:
             return self._answer(sequence, "eos")
         sequence.append(token, self._decoding.no_repeat_ngram_size)
         text = self._stop_strings.cut(sequence.tokens)
@@ -207,7 +208,7 @@ class Decoder:
 
     def _answer(self, sequence: _Sequence, stop: str, text: str | None = None) -> Answer:
         if text is None:
-            text = str(self._tokenizer.decode(sequence.tokens, skip_special_tokens=True))
+            text = str(self._chat.tokenizer.decode(sequence.tokens, skip_special_tokens=True))
         return Answer(sequence.request, text.strip(), len(sequence.tokens), stop)
 
     def _free_slot(self, slot: int) -> None:

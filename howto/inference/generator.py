@@ -17,19 +17,19 @@ from howto.core.errors import UserError, is_out_of_memory
 from howto.core.schema import Row
 from howto.inference.config import Infer
 from howto.inference.decoder import Answer, Decoder, OnToken, Request
-from howto.inference.kv_cache import KVCache, OneRowCache, use_kv_cache
+from howto.inference.kv_cache import KVCache, OneRowCache, one_row_cache, use_kv_cache
 from howto.inference.references import mean_log_probabilities
+from howto.modeling.adapter import load_adapter, merge_adapter
+from howto.modeling.chat import PROBE
 from howto.modeling.collate import Example, encode_row
+from howto.modeling.context_window import context_window, exceeded_window, longest_prompt
 from howto.modeling.distributed.process_group import ProcessGroup
 from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora, use_fused_norms
 from howto.modeling.grouped_lora import GroupedLora
-from howto.modeling.loading import load_adapter, load_base, load_tokenizer
-from howto.modeling.prompt import prompt_ids
+from howto.modeling.loading import load_base, load_chat
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-PROBE_PROMPT = ("Write instructions.", "How do I tie a knot?")  # to check a model's fast paths with
 
 
 class Generator:
@@ -47,34 +47,32 @@ class Generator:
     ) -> None:
         """Load the model; it answers up to `batch_size` rows at once.
 
-        Raise UserError if a model folder is missing or damaged, or the adapter was made for another base.
+        Raise UserError if a model folder is missing or damaged, the adapter was made for another base, or answers leave
+        no room for a prompt.
         """
-        self.tokenizer = load_tokenizer(base)
-        probe = prompt_ids(self.tokenizer, *PROBE_PROMPT)
+        self.chat = load_chat(base)
+        probe = self.chat.prompt_ids(PROBE)
         model = load_base(base, precision, device)
         if adapter:
             adapted = load_adapter(model, adapter, base)
             if model.dtype == torch.float32:  # merging would round bfloat16 weights, and change answers
-                model = adapted.merge_and_unload()
+                model = merge_adapter(adapted, adapter)
             else:
                 use_unmerged_adapter(adapted, model.dtype, probe)
         if device.type == "cuda":
             use_fused_norms(model)
         self._model, self._decoding = model.requires_grad_(False), decoding
-        self._longest_row = int(model.config.max_position_embeddings)  # tokens
-        limit = decoding.max_prompt_tokens or self._longest_row
-        self.longest_prompt = min(limit, self._longest_row - decoding.max_new_tokens)
-        with torch.inference_mode():
-            self._is_batched = use_kv_cache(self._model, probe)
-        if not self._is_batched:
-            print(f"note: {type(model).__name__} answers one row at a time, which is slower", file=sys.stderr)
-        self._batch_size = batch_size if self._is_batched else 1
-        self._cache = KVCache(self._model, 0, 0) if self._is_batched else OneRowCache(self._model)
+        self._longest_row = context_window(model.config)  # tokens
+        limits = decoding.max_new_tokens, decoding.max_prompt_tokens
+        self.longest_prompt = longest_prompt(self._longest_row, *limits, base)
+        self._batch_size, self._own_attention = batch_size, model.config._attn_implementation
+        self._cache: KVCache | OneRowCache = KVCache(self._model, 0, 0)
         self._decoder: Decoder | None = None
+        self._check_cache(probe)
 
     def encode(self, row: Row) -> Example:
         """Return a row as token ids, with a prompt of at most `longest_prompt` tokens."""
-        return encode_row(self.tokenizer, row, max_prompt=self.longest_prompt)
+        return encode_row(self.chat, row, max_prompt=self.longest_prompt)
 
     def reference_log_probabilities(self, rows: Sequence[Example], group: ProcessGroup) -> dict[str, float]:
         """Return, by row id, the mean log-probability of the references, in nats, end of sequence included.
@@ -83,6 +81,7 @@ class Generator:
         the work, and each gets all results.
         """
         rows = [row for row in rows if row.prompt and len(row) <= self._longest_row]
+        self._check_length(max(map(len, rows), default=0))
         means = mean_log_probabilities(self._cache, rows, int(self._model.config.vocab_size), group)
         return {row.id: round(mean, 6) for row, mean in zip(rows, means, strict=True)}
 
@@ -112,13 +111,29 @@ class Generator:
 
     def _decoder_for(self, requests: Sequence[Request]) -> Decoder:
         """Return a decoder whose cache is large enough."""
-        capacity = min(self._batch_size, len(requests))
         length = max(len(request.row.prompt) for request in requests) + self._decoding.max_new_tokens
+        self._check_length(length)
+        capacity = min(self._batch_size, len(requests))
         if self._decoder is None or capacity > self._cache.capacity or length > self._cache.length:
-            if self._is_batched:
+            if isinstance(self._cache, KVCache):
                 self._cache = KVCache(self._model, capacity, length)
-            self._decoder = Decoder(self._model, self._cache, self.tokenizer, self._decoding)
+            self._decoder = Decoder(self._model, self._cache, self.chat, self._decoding)
         return self._decoder
+
+    def _check_length(self, longest: int) -> None:
+        """Check the cache again before rows of up to `longest` tokens exceed a window of the model's attention."""
+        window = exceeded_window(self._model.config, longest)
+        if window >= len(self._probe) and isinstance(self._cache, KVCache):
+            self._model.set_attn_implementation(self._own_attention)
+            self._check_cache((self._probe * (2 + window // len(self._probe)))[: window + len(self._probe)])
+
+    @torch.inference_mode()
+    def _check_cache(self, probe: list[int]) -> None:
+        """Answer one row at a time if a prompt like `probe` has other logits in the batched cache than by itself."""
+        self._probe = probe[: self._longest_row - 2]
+        if not use_kv_cache(self._model, self._probe):
+            print(f"note: {type(self._model).__name__} answers one row at a time, which is slower", file=sys.stderr)
+            self._batch_size, self._cache, self._decoder = 1, one_row_cache(self._model, self._probe), None
 
 
 def use_unmerged_adapter(adapted: PeftModel, dtype: torch.dtype, probe: list[int]) -> None:

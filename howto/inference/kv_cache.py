@@ -7,7 +7,7 @@ et al. 2022, "Orca"). New rows are packed, without padding, and each attends to 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,11 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, DynamicCache
 
-from howto.core.errors import UserError
+from howto.core.errors import is_out_of_memory
 from howto.inference.cuda_graphs import DecodeGraphs
 from howto.modeling.async_copy import async_tensor
 from howto.modeling.collate import Batch, Example, pack
+from howto.modeling.context_window import context_window
 from howto.modeling.packed_attention import packed_attention
 
 if TYPE_CHECKING:
@@ -26,31 +27,55 @@ if TYPE_CHECKING:
 
 ATTENTION = "howto_kv_cache"  # the name under which transformers knows the attention below
 MASK_MULTIPLE = 8  # elements: 16 bytes in bfloat16
-LOGIT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.25}  # against the model's own attention
+LOGIT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.25}  # relative to the largest
 
 
 def use_kv_cache(model: PreTrainedModel, probe: list[int]) -> bool:
     """Switch the model to the attention that `KVCache` needs, and return True.
 
     If the logits for the prompt `probe` then differ from those of the model's own attention, the model stays unchanged.
-    That happens if attention caps its scores, or has a window shorter than the prompt.
     """
-    reference, cache = OneRowCache(model), KVCache(model, 2, len(probe) + 1)
-    token, position = (torch.tensor([number], device=model.device) for number in (probe[0], len(probe)))
-    expected = torch.cat([reference.prefill([probe], 0), reference.decode(token, position, len(probe) + 1)])
-    limit = LOGIT_TOLERANCE[expected.dtype] * max(1.0, float(expected.abs().max()))
+    rows = OneRowCache(model)
+    expected = rows.logits([Example("", probe, [probe[0], 0])])
     before = model.config._attn_implementation
     AttentionInterface.register(ATTENTION, _attention)
-    with suppress(UserError, ValueError, TypeError):
+    with _ignore_unsupported():
         model.set_attn_implementation(ATTENTION)
+        cache = KVCache(model, 2, len(probe) + 1)
         # With a second row, a row that attended to another one would be noticed.
         prefilled = cache.prefill([probe[: max(1, len(probe) // 2)], probe], 0)[1:]
         cache.move(1, 0)
-        found = torch.cat([prefilled, cache.decode(token, position, len(probe) + 1)])
-        if bool((found - expected).abs().max() <= limit):
+        token, position = (torch.tensor([number], device=model.device) for number in (probe[0], len(probe)))
+        if _are_same(torch.cat([prefilled, cache.decode(token, position, len(probe) + 1)]), expected):
             return True
     model.set_attn_implementation(before)
     return False
+
+
+def one_row_cache(model: PreTrainedModel, probe: list[int]) -> OneRowCache:
+    """Return a cache for one row. It is the model's own, if that gives the logits of a whole pass for `probe`."""
+    cache = OneRowCache(model)
+    expected = cache.logits([Example("", probe, [probe[0], 0])])
+    with _ignore_unsupported():
+        prefilled, token = cache.prefill([probe], 0), torch.tensor([probe[0]], device=model.device)
+        if _are_same(torch.cat([prefilled, cache.decode(token, token, len(probe) + 1)]), expected):
+            return cache
+    return OneRowCache(model, keeps_nothing=True)
+
+
+def _are_same(logits: torch.Tensor, expected: torch.Tensor) -> bool:
+    limit = LOGIT_TOLERANCE[expected.dtype] * max(1.0, float(expected.abs().max()))
+    return bool((logits - expected).abs().max() <= limit)
+
+
+@contextmanager
+def _ignore_unsupported() -> Iterator[None]:
+    """Ignore what an architecture raises that computes attention in another way, but not that memory ran out."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
 
 
 class KVCache:
@@ -64,7 +89,7 @@ class KVCache:
         self._slots = self._positions = torch.zeros(0, dtype=torch.int64)  # [stored tokens]
         self._sources: torch.Tensor | None = None  # [stored tokens], flat indices in the pass; None: all in order
         self._reach = 0  # positions that a decode step attends to; 0 in other passes
-        self._mask: torch.Tensor | None = None  # of a decode step, for all layers; see `_step_mask`
+        self._masks: dict[int | None, torch.Tensor] = {}  # of a decode step, by window; see `_step_mask`
         self._graphs = DecodeGraphs(self.decode_eagerly, capacity, length) if model.device.type == "cuda" else None
 
     def prefill(self, prompts: Sequence[list[int]], first: int) -> torch.Tensor:
@@ -104,7 +129,7 @@ class KVCache:
     def decode_eagerly(self, tokens: torch.Tensor, positions: torch.Tensor, reach: int) -> torch.Tensor:
         """Do as `decode`, without a CUDA graph."""
         self._slots, self._positions = torch.arange(len(tokens), device=tokens.device), positions
-        self._sources, self._reach, self._mask = None, reach, None
+        self._sources, self._reach, self._masks = None, reach, {}
         output = self._model(
             input_ids=tokens[:, None], position_ids=positions[:, None], kv_cache=self, use_cache=False, logits_to_keep=1
         )
@@ -124,39 +149,44 @@ class KVCache:
             self._store(layer, key, value)
         if not self._reach:
             return packed_attention(torch.nn.Identity(), query, key, value, None, **options)[0]
-        window = options.get("sliding_window")
-        if options.get("softcap") is not None or (window is not None and self._reach > window):
-            raise UserError("this kind of attention is not supported")
         assert self._cache is not None
         keys, values = self._cache[layer, :, : len(query), :, : self._reach]
         # Query heads that share a key head are computed as queries of one head, so its keys are read once. Each key
         # head is a row of the batch: kernels lay out a row's heads behind its queries, which would cost a copy.
         rows, heads, _, size = query.shape
         pairs = rows * keys.shape[1]
-        if self._mask is None:
-            self._mask = self._step_mask(keys.shape[1], query.dtype)
-        attended = scaled_dot_product_attention(
-            query.reshape(pairs, 1, -1, size),
-            keys.view(pairs, 1, self._reach, size),
-            values.view(pairs, 1, self._reach, size),
-            attn_mask=self._mask,
-            scale=options.get("scaling"),
-        )
+        window = options.get("sliding_window")
+        window = window if window is not None and window < self._reach else None
+        if (mask := self._masks.get(window)) is None:
+            mask = self._masks[window] = self._step_mask(keys.shape[1], query.dtype, window)
+        query = query.reshape(pairs, 1, -1, size)
+        keys, values = keys.view(pairs, 1, self._reach, size), values.view(pairs, 1, self._reach, size)
+        if (softcap := options.get("softcap")) is None:
+            scaling = options.get("scaling")
+            attended = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
+        else:
+            scores = softcap * torch.tanh(query * options["scaling"] @ keys.transpose(2, 3) / softcap)
+            attended = torch.softmax(scores + mask, dim=-1) @ values
         return attended.reshape(rows, 1, heads, size)
 
-    def _step_mask(self, heads: int, dtype: torch.dtype) -> torch.Tensor:
-        """Return the additive mask [rows * key heads, 1, 1, reach]: 0 up to a row's position, -inf after it.
+    def _step_mask(self, heads: int, dtype: torch.dtype, window: int | None) -> torch.Tensor:
+        """Return the additive mask [rows * key heads, 1, 1, reach]: 0 up to a row's position, -inf elsewhere.
+
+        With a window it is 0 for the last so many positions alone.
 
         A GPU would convert a mask of bools, and copy one whose rows are not aligned to 16 bytes, for each layer.
         """
         width = -(-self._reach // MASK_MULTIPLE) * MASK_MULTIPLE
-        hidden = torch.arange(width, device=self._positions.device) > self._positions[:, None]
+        places, last = torch.arange(width, device=self._positions.device), self._positions[:, None]
+        hidden = places > last
+        if window is not None:
+            hidden |= places <= last - window
         mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
         return mask.repeat_interleave(heads, dim=0)[:, None, None, : self._reach]
 
     def _store(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         if self._cache is None:
-            layers = int(self._model.config.num_hidden_layers)
+            layers = int(self._model.config.get_text_config(decoder=True).num_hidden_layers)
             self._cache = key.new_zeros(layers, 2, self.capacity, key.shape[1], self.length, key.shape[3])
         with _unsorted_writes():
             for stored, new in zip(self._cache[layer], (key, value), strict=True):
@@ -190,18 +220,22 @@ def _attention(
 
 
 class OneRowCache:
-    """One row at a time, by the model's own attention and cache: the reference for `KVCache`, with its methods."""
+    """One row at a time, by the model's own attention: the reference for `KVCache`, with its methods.
+
+    It uses the model's own KV cache, unless it `keeps_nothing`: then each step computes the whole row again.
+    """
 
     capacity = 1
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
-        self.length = int(model.config.max_position_embeddings)
+    def __init__(self, model: PreTrainedModel, *, keeps_nothing: bool = False) -> None:
+        self._model, self._keeps_nothing = model, keeps_nothing
+        self.length = context_window(model.config)
 
     def prefill(self, prompts: Sequence[list[int]], first: int) -> torch.Tensor:
         """See `KVCache`."""
         (prompt,) = prompts
-        self._cache = DynamicCache(config=self._model.config)
+        self._ids = torch.zeros(1, 0, dtype=torch.int64, device=self._model.device)  # of the row so far
+        self._cache = None if self._keeps_nothing else DynamicCache(config=self._model.config)
         return self._forward(torch.tensor([prompt], device=self._model.device))
 
     def decode(self, tokens: torch.Tensor, positions: torch.Tensor, reach: int) -> torch.Tensor:
@@ -209,6 +243,9 @@ class OneRowCache:
         return self._forward(tokens[None])
 
     def _forward(self, ids: torch.Tensor) -> torch.Tensor:
+        if self._cache is None:
+            self._ids = torch.cat([self._ids, ids], dim=1)
+            return self._model(input_ids=self._ids, use_cache=False, logits_to_keep=1).logits[:, -1]  # type: ignore[no-any-return]
         output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         return output.logits[:, -1]  # type: ignore[no-any-return]
 
@@ -220,6 +257,7 @@ class OneRowCache:
         found = []
         for example in examples:
             ids = torch.tensor([[*example.prompt, *example.completion]], device=self._model.device)
-            output = self._model(input_ids=ids, use_cache=False, logits_to_keep=len(example.completion) + 1)
-            found.append(output.logits[0, :-1])
+            count = len(example.completion) + 1
+            output = self._model(input_ids=ids, use_cache=False, logits_to_keep=count)
+            found.append(output.logits[0, -count:-1])
         return torch.cat(found)

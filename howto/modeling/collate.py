@@ -1,33 +1,28 @@
 """Rows as token ids, and in batches for the forward pass."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from howto.core.schema import Row
 from howto.modeling.async_copy import async_tensor
-from howto.modeling.prompt import completion_ids, prompt_ids, shorten_input
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from howto.modeling.chat import Chat
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row as token ids: the prompt, and the response with its end-of-sequence token.
+    """A row as token ids: the prompt, and the response with the token that ends it.
 
-    The prompt is [] if the row is too long without any context.
+    The prompt is [] if the row is too long without history and context.
     """
 
     id: str
     prompt: list[int]
     completion: list[int]
-    is_shortened: bool = False  # the context lost words from its end
+    is_shortened: bool = False  # the history lost its first turns, or the context words from its end
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -57,26 +52,23 @@ class Batch:
         return {**inputs, "position_ids": self.position_ids, "row_ends": self.row_ends, "longest_row": self.longest_row}
 
 
-def encode_row(
-    tokenizer: PreTrainedTokenizerBase, row: Row, *, max_prompt: int | None = None, max_length: int | None = None
-) -> Example:
+def encode_row(chat: Chat, row: Row, *, max_prompt: int | None = None, max_length: int | None = None) -> Example:
     """Return a row as token ids, shortened to `max_prompt` or, with its response, to `max_length` tokens."""
-    completion = completion_ids(tokenizer, row.instruction, row.input, row.output)
-    prompt = prompt_ids(tokenizer, row.instruction, row.input)
+    prompt, completion = chat.prompt_ids(row), chat.completion_ids(row)
     limit = max_length - len(completion) if max_length is not None else max_prompt
     if limit is None or len(prompt) <= limit:
         return Example(row.id, prompt, completion)
-    text = shorten_input(tokenizer, row, limit)
-    prompt = [] if text is None else prompt_ids(tokenizer, row.instruction, text)
-    return Example(row.id, prompt, completion, is_shortened=text is not None)
+    shorter = chat.shorten(row, limit)
+    prompt = [] if shorter is None else chat.prompt_ids(shorter)
+    return Example(row.id, prompt, completion, is_shortened=shorter is not None)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, rows: list[Row], max_length: int, *, shorten: bool) -> list[Example]:
-    """Return the rows of at most `max_length` tokens; with `shorten`, also those that fit with a shorter context.
+def encode(chat: Chat, rows: list[Row], max_length: int, *, shorten: bool) -> list[Example]:
+    """Return the rows of at most `max_length` tokens; with `shorten`, also those that fit in a shorter form.
 
     The others are left out: an answer that is cut would teach the model to stop in the middle.
     """
-    examples = [encode_row(tokenizer, row, max_length=max_length) for row in rows]
+    examples = [encode_row(chat, row, max_length=max_length) for row in rows]
     return [example for example in examples if example.prompt and (shorten or not example.is_shortened)]
 
 

@@ -17,8 +17,6 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from howto.core.errors import UserError
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -55,23 +53,27 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Compute causal attention within each row of a pack; the signature is that of transformers' attention functions.
 
     Take `query` [1, heads, length, head size], `key` and `value` with as many heads or fewer (grouped-query attention),
-    and `row_ends` and `longest_row` as in `Batch`; FlashAttention supports no shared prefix. Return
-    [1, length, heads, head size], and no weights. Raise UserError for attention that caps its scores, or whose window
-    is shorter than a row.
+    and `row_ends` and `longest_row` as in `Batch`; FlashAttention supports no shared prefix. A token attends to the
+    last `sliding_window` tokens, itself included; scores are capped at +-`softcap`. Return [1, length, heads, head
+    size], and no weights. Raise ValueError if FlashAttention should cap scores, or the model's attention takes another
+    tensor, such as sinks or a bias.
     """
-    if softcap is not None or (sliding_window is not None and longest_row > sliding_window):
-        window = f"has a window of {sliding_window} tokens (a row has {longest_row})"
-        what = "caps its scores" if softcap is not None else window
-        raise UserError(f"params.yaml: train.packing: attention that {what} does not support it. Set it to false.")
+    if unknown := [name for name in others if name != "position_ids" and isinstance(others[name], Tensor)]:
+        raise ValueError(f"attention with {unknown[0]} cannot be packed")
+    if sliding_window is not None and sliding_window >= longest_row:
+        sliding_window = None
     if uses_flash_attention(query.device, query.dtype):
+        if softcap is not None:
+            raise ValueError("FlashAttention in torch does not cap scores")
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [length, heads, head size]
-        causal, sizes = (-1, 0), (row_ends, row_ends, longest_row, longest_row)
-        flash = varlen_attn(q, k, v, *sizes, scale=scaling, window_size=causal, **GQA_ARGUMENT)
+        sizes = (row_ends, row_ends, longest_row, longest_row)
+        before = (-1 if sliding_window is None else sliding_window - 1, 0)
+        flash = varlen_attn(q, k, v, *sizes, scale=scaling, window_size=before, **GQA_ARGUMENT)
         assert isinstance(flash, Tensor)
         return flash[None], None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -84,11 +86,14 @@ def packed_attention(
     for row in rows:
         # Each row attends to the prefix; the prefix's own outputs are taken from the first row.
         q, k, v = (torch.cat(parts, dim=2) for parts in zip(prefix, row, strict=True)) if shared else row
-        if q.dtype in (torch.float32, torch.float64) and not dropout:
-            outputs = _CausalAttention.apply(q[0], k[0], v[0], scaling)[None]  # type: ignore[no-untyped-call]
-        else:
+        if softcap is None and q.dtype in (torch.float32, torch.float64) and not dropout:
+            outputs = _CausalAttention.apply(q[0], k[0], v[0], scaling, sliding_window)[None]  # type: ignore[no-untyped-call]
+        elif softcap is None and sliding_window is None:
             settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": k.shape[1] != q.shape[1]}
             outputs = scaled_dot_product_attention(q, k, v, is_causal=True, **settings)
+        else:
+            weights = _weights(q[0] * scaling, k[0], sliding_window, softcap)
+            outputs = (torch.dropout(weights, dropout, train=True) @ v[0]).view(q.shape)
         attended.append(outputs[:, :, shared:] if attended and shared else outputs)
     return torch.cat(attended, dim=2).transpose(1, 2), None
 
@@ -101,31 +106,35 @@ class _CausalAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
         """Return [heads, length, size] for `query` of that shape; `key` and `value` may have fewer heads."""
         scaled = query * scaling
         ctx.save_for_backward(scaled, key, value)
-        ctx.scaling = scaling
-        return (_weights(scaled, key) @ value).view(query.shape)
+        ctx.scaling, ctx.window = scaling, window
+        return (_weights(scaled, key, window) @ value).view(query.shape)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Any) -> Any:
         scaled, key, value = ctx.saved_tensors
-        weights = _weights(scaled, key)
+        weights = _weights(scaled, key, ctx.window)
         grad = outputs[0].reshape(len(key), -1, key.shape[-1])
         grad_scores = torch._softmax_backward_data(grad @ value.transpose(1, 2), weights, -1, weights.dtype)
         grad_query = (grad_scores @ key).view(scaled.shape)
         grad_key = grad_scores.transpose(1, 2) @ scaled.reshape(grad.shape)
-        return grad_query * ctx.scaling, grad_key, weights.transpose(1, 2) @ grad, None
+        return grad_query * ctx.scaling, grad_key, weights.transpose(1, 2) @ grad, None, None
 
 
-def _weights(scaled: Tensor, key: Tensor) -> Tensor:
+def _weights(scaled: Tensor, key: Tensor, window: int | None, softcap: float | None = None) -> Tensor:
     """Return the weights [key heads, queries of these heads, length] of scaled queries [heads, length, size].
 
     Heads that share keys are computed as more queries of one head.
     """
     heads, length, size = scaled.shape
     scores = scaled.reshape(len(key), -1, size) @ key.transpose(1, 2)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     future = scores.new_full((length, length), -torch.inf).triu_(1)
+    if window is not None:
+        future += scores.new_full((length, length), -torch.inf).tril_(-window)
     scores.view(heads, length, length).add_(future)
     return torch.softmax(scores, dim=-1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from howto.core.config import Section
 
@@ -50,11 +51,20 @@ class Data(Section):
         return Data(**values) if self.test_source else None
 
 
+def _day(value: object) -> object:
+    try:
+        return value if value is None else date.fromisoformat(value).isoformat()  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError(f'expected a day such as "2024-07-26", in quotes, got {value!s:.40}') from None
+
+
 class Model(Section):
     """`model` of a profile.
 
     `source` is `package:<module>/<file>.gguf`, a local Hugging Face folder or .gguf file, or a hub id (`owner/name`).
     `file` names a .gguf file in a hub repository or a local folder. `weights_sha256` is that of the weights' file.
+    `chat_template` is a file that replaces the model's own chat template. `date` is what a template that puts in
+    today's date gets instead.
     """
 
     key: ClassVar[str] = "profiles.*.model"
@@ -62,3 +72,5 @@ class Model(Section):
     revision: Text | None = None
     file: str | None = Field(default=None, pattern=r"\.gguf$")
     weights_sha256: Sha256 | None = None
+    chat_template: Text | None = None
+    date: Annotated[str | None, BeforeValidator(_day)] = None

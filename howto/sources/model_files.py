@@ -1,4 +1,4 @@
-"""The files of a Hugging Face model, and whether they can be loaded without code of the model's own."""
+"""The files of a Hugging Face model, and whether they are complete."""
 
 import json
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ INDEX = "model.safetensors.index.json"
 def model_files(names: Iterable[str], source: str) -> list[str]:
     """Return the files of a folder or a repository that a model consists of. Sub-folders hold it in other formats.
 
-    Raise UserError if there is no configuration, or there are no weights.
+    Raise UserError if there is no configuration, there are no weights, or no tokenizer that loads without conversion.
     """
     names = [name for name in sorted(names) if "/" not in name and _matches(name, MODEL_FILES)]
     if "config.json" not in names:
@@ -28,13 +28,18 @@ def model_files(names: Iterable[str], source: str) -> list[str]:
             f"{source}: no model.safetensors weights, and pickled ones (.bin) are not loaded. Convert them, or take "
             "another model in params.yaml."
         )
+    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= set(names):
+        raise UserError(
+            f"{source}: no tokenizer.json, and a tokenizer.model alone is not read. Write one where SentencePiece is "
+            "installed: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
+        )
     return names
 
 
 def check_model(folder: Path, source: str) -> list[str]:
     """Return the names of the weights in a Hugging Face folder. `source` names the folder in messages.
 
-    Raise UserError if weights are missing or damaged, or the model needs code that came with it.
+    Raise UserError if weights are missing or damaged.
     """
     weights = sorted(path.name for path in folder.iterdir() if _matches(path.name, WEIGHTS))
     if (folder / INDEX).is_file():
@@ -43,16 +48,6 @@ def check_model(folder: Path, source: str) -> list[str]:
             raise UserError(f"{source}: {missing[0]} is missing, which {INDEX} names. Fetch the complete model.")
     for name in weights:
         _check_weights(folder / name, source)
-    config = _read(folder / "config.json", source)
-    if "auto_map" in config:
-        # Many a model keeps that key after transformers has learned to load it.
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-        if config.get("model_type") not in CONFIG_MAPPING_NAMES:
-            raise UserError(
-                f"{source}: config.json names code in the repository (auto_map), and such code is never run. "
-                "Take a model of an architecture that transformers has."
-            )
     return weights
 
 

@@ -143,7 +143,7 @@ def answer_one(assistants: Sequence[Assistant], intent: Intent) -> None:
         (row,) = assistant.encode({1: intent}).values()
         if not row.prompt:
             raise UserError(f"the intent is {assistant.too_long}. Shorten it, or change infer in params.yaml.")
-        stream = Stream(assistant.generator.tokenizer, assistant.decoding.stop) if len(assistants) == 1 else None
+        stream = Stream(assistant.generator.chat.tokenizer, assistant.decoding.stop) if len(assistants) == 1 else None
         request = Request(row, assistant.decoding.seeds[0])
         (answer,) = assistant.generator.generate([request], on_token=stream.update if stream else None)
         answers.append(answer.text)

@@ -29,6 +29,16 @@ def check() -> None:
 
 @app.command()
 @reports_errors
+def preview(rows: Annotated[int, typer.Option(metavar="N", min=0, help="Show N training rows.")] = 3) -> None:
+    """Show the prompts and answers that training uses, as text and as tokens."""
+    from howto.params import read_params
+    from howto.tools.preview import preview as show
+
+    show(read_params(), rows)
+
+
+@app.command()
+@reports_errors
 def ask(  # noqa: PLR0917  # options of a command line, each given by name
     intent: Annotated[str | None, typer.Argument(help="What you want to do. Without it: a prompt.")] = None,
     context: Annotated[str, typer.Option(help="A text that the answer is drawn from.")] = "",

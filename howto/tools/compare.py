@@ -6,6 +6,7 @@ from statistics import NormalDist
 from typing import Any
 
 from howto.core.errors import UserError
+from howto.core.reference_words import check_references
 from howto.core.schema import Row
 from howto.evaluation.config import Evaluate
 from howto.evaluation.metrics import better_or_worse, difference_text, measure_difference, measure_model
@@ -41,6 +42,7 @@ class Comparison:
     changed_base_answers: int  # rows that the base models answer differently
     params: dict[str, tuple[Any, Any]]  # that differ, by dotted key; None: the version does not have it
     hashes: dict[str, tuple[str | None, str | None]]  # of inputs, outputs and code that differ, by path
+    warnings: list[str]  # about references whose words the scores do not see
     results: list[dict[str, Any]]  # both answers to each row, as in log/hasil.jsonl
 
     @property
@@ -69,20 +71,21 @@ class Comparison:
 def compare_versions(old: Version, new: Version, config: Evaluate) -> Comparison:
     """Score both versions' answers with this code and these params, row by row.
 
-    Raise UserError if no row is in both.
+    Raise UserError if no row is in both, or the tokenizer sees few words of their references.
     """
     numbers = common_rows(old.rows, new.rows)
     if not numbers:
         counts = f"{old.name} has {len(old.rows)}, {new.name} has {len(new.rows)}"
         raise UserError(f"no test row is in both versions ({counts}). Compare versions that share test rows.")
     rows = [new.rows[number] for _, number in numbers]
+    warnings = check_references(rows, config.tokenizer)
 
     def answers_of(model: str) -> dict[str, Answers]:
         of_old, of_new = old.answers[model], new.answers[model]
         return {"old": [of_old[number] for number, _ in numbers], "new": [of_new[number] for _, number in numbers]}
 
     answers = answers_of("adapter")
-    scores = score(rows, answers, [{}] * len(rows), use_stemmer=config.use_stemmer)
+    scores = score(rows, answers, [{}] * len(rows), use_stemmer=config.use_stemmer, tokenizer=config.tokenizer)
     sides = [
         Side(
             name=version.name,
@@ -106,6 +109,7 @@ def compare_versions(old: Version, new: Version, config: Evaluate) -> Comparison
         changed_base_answers=_changed(answers_of("base")),
         params=differing(params_in_force(old.params), params_in_force(new.params)),
         hashes=differing(old.hashes, new.hashes),
+        warnings=warnings,
         results=side_by_side(rows, answers, scores),
     )
 

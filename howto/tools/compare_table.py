@@ -121,7 +121,7 @@ def _outcomes(delta: Mapping[str, Any]) -> str:
 
 def _remarks(found: Comparison) -> list[str]:
     """What there is to know beside the scores, a line each."""
-    lines = []
+    lines = [f"Warning: {warning}." for warning in found.warnings]
     for side, other in ((found.old, found.new), (found.new, found.old)):
         if side.rows_left_out:
             lines.append(

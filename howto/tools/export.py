@@ -6,9 +6,12 @@ reads:   models/base/, models/adapter/, params.yaml, dvc.lock, metrics/evaluatio
 writes:  models/exported/: weights, tokenizer with its chat template, LICENSE, NOTICE, and a model card
 """
 
+from __future__ import annotations
+
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from howto.core.atomic import atomic_folder
 from howto.core.config import Params
@@ -19,8 +22,12 @@ from howto.data.config import Instruction
 from howto.modeling.config import Machine, ProfileMachine
 from howto.params import read_params
 from howto.sources.config import Data, Model
-from howto.sources.files import is_local
+from howto.sources.files import copy_files, is_local
+from howto.sources.model_files import INDEX, check_model
 from howto.training.config import ProfileTrain, Train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LICENSE = Path(__file__).parents[2] / "LICENSE"
 # SPDX name and text for the NOTICE, by source, for the models and rows of the committed profiles.
@@ -69,30 +76,52 @@ def export(output: Path, adapter: Path | None) -> None:
     set_up_torch(params.section(Machine), params.section(ProfileMachine).model_copy(update={"device": "cpu"}))
 
     import torch
-    from safetensors import SafetensorError
 
-    from howto.modeling.loading import load_adapter, load_base, load_tokenizer, weights_sha256
-    from howto.sources.model_files import check_model
+    from howto.modeling.adapter import load_adapter, merge_adapter
+    from howto.modeling.loading import load_base, weights_sha256
 
     own = adapter is None or adapter.resolve() == ADAPTER.resolve()
-    tokenizer = load_tokenizer(BASE)
     base = load_base(BASE, "float32", torch.device("cpu"))  # so that the merged weights are rounded once
-    stored = json.loads((BASE / "config.json").read_text(encoding="utf-8"))
-    merged = load_adapter(base, adapter or ADAPTER, BASE).merge_and_unload()
-    merged = merged.to(getattr(torch, stored.get("dtype") or stored.get("torch_dtype") or "float32"))
+    was_tied = base.config.tie_word_embeddings
+    merged = merge_adapter(load_adapter(base, adapter or ADAPTER, BASE), adapter or ADAPTER)
     with atomic_folder(output) as folder:
-        try:
-            merged.save_pretrained(folder)
-        except SafetensorError as error:
-            raise UserError(f"{output}: the weights cannot be written ({error}). Free space and run again.") from None
-        tokenizer.save_pretrained(folder)
+        _write_model(merged, folder, output, untied=was_tied and not merged.config.tie_word_embeddings)
         shutil.copyfile(LICENSE, folder / "LICENSE")
-        for weights in folder.glob("*.safetensors"):  # safetensors lets only the owner read them
-            weights.chmod((folder / "LICENSE").stat().st_mode)
         (folder / "NOTICE").write_text(_notice(params, own=own), encoding="utf-8")
         (folder / "README.md").write_text(_model_card(params, weights_sha256(BASE), own=own), encoding="utf-8")
         check_model(folder, str(output))
     print(f"export: the fine-tuned model, {merged.num_parameters():,} parameters -> {output}")
+
+
+def _write_model(merged: PreTrainedModel, folder: Path, output: Path, *, untied: bool) -> None:
+    """Write the weights in the base's precision, and the base's own files with the few changes that are needed.
+
+    `untied`: the base shares one matrix between input embeddings and head, and merging has changed one of them.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import GenerationConfig
+
+    from howto.modeling.loading import CHAT_FILE
+    from howto.tools.older_readers import add_old_names, read_json
+
+    config = read_json(BASE / "config.json")
+    merged = merged.to(getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32"))
+    others = {INDEX, CHAT_FILE}  # about the base's own weights, and for this project alone
+    files = {path.name: path for path in BASE.iterdir() if path.suffix != ".safetensors" and path.name not in others}
+    if "generation_config.json" in files:  # it is copied, and may be one that transformers refuses to save
+        merged.generation_config = GenerationConfig()
+    try:
+        merged.save_pretrained(folder)
+    except SafetensorError as error:
+        raise UserError(f"{output}: the weights cannot be written ({error}). Free space and run again.") from None
+    copy_files(files, folder)
+    changes: dict[str, Any] = {} if config.get("architectures") else {"architectures": [type(merged).__name__]}
+    if untied:
+        changes["tie_word_embeddings"] = False
+        if text := config.get("text_config"):  # of a model that reads images too; transformers 4 looks here
+            changes["text_config"] = {**text, "tie_word_embeddings": False}
+    add_old_names(folder, **changes)
 
 
 def _check_output(output: Path) -> None:

@@ -7,6 +7,7 @@ cache stop nothing, but DVC never removes them.
 """
 
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -14,15 +15,11 @@ from pathlib import Path
 import psutil
 
 from howto.core.atomic import atomic_file
-from howto.core.dvc_lock import read_lock
+from howto.core.dvc_lock import dvc_root, read_lock
 from howto.core.errors import UserError
 from howto.core.paths import LOCK
 from howto.core.process import is_dvc
 
-TMP = Path(".dvc/tmp")
-RWLOCK = TMP / "rwlock"
-DAMAGED_LOCK = TMP / "dvc.lock.broken"
-CACHE = Path(".dvc/cache/files")
 COPY_TIMEOUT = 3600  # seconds without a write, after which a partial copy is abandoned
 CONFLICT = b"<<<<<<< "  # git's marker, which only a person can resolve
 
@@ -34,41 +31,44 @@ def recover() -> None:
     """
     from dvc.lock import LockError, make_lock
 
-    if not TMP.is_dir():
+    root = dvc_root()
+    if root is None or not (root / ".dvc/tmp").is_dir():
         return
+    dvc = Path(os.path.relpath(root / ".dvc"))
     try:  # DVC holds the first lock while it writes dvc.lock, and the second while it writes rwlock
-        with make_lock(str(TMP / "lock")), make_lock(str(TMP / "rwlock.lock")):
+        with make_lock(str(dvc / "tmp/lock")), make_lock(str(dvc / "tmp/rwlock.lock")):
             for repair in (_recover_rwlock, _recover_lock, _clean_cache):
-                if done := repair():
+                if done := repair(dvc):
                     print(f"recover: {done}")
     except LockError:
         return
 
 
-def _recover_rwlock() -> str:
+def _recover_rwlock(dvc: Path) -> str:
     """Remove rwlock if DVC cannot read it; else remove killed processes whose numbers belong to others now."""
     from dvc.rwlock import SCHEMA
     from voluptuous import Invalid
 
-    if not RWLOCK.exists():
+    rwlock = dvc / "tmp/rwlock"
+    if not rwlock.exists():
         return ""
     try:
-        entries = SCHEMA(json.loads(RWLOCK.read_text(encoding="utf-8")))
+        entries = SCHEMA(json.loads(rwlock.read_text(encoding="utf-8")))
     except (ValueError, Invalid):
-        _check_that_no_stage_runs(RWLOCK)
-        RWLOCK.unlink()
-        return f"{RWLOCK} was half-written when DVC was killed; removed"
-    written = RWLOCK.stat().st_mtime
+        _check_that_no_stage_runs(rwlock, dvc)
+        rwlock.unlink()
+        return f"{rwlock} was half-written when DVC was killed; removed"
+    written = rwlock.stat().st_mtime
     processes = [*entries["write"].values(), *(one for readers in entries["read"].values() for one in readers)]
     dead = {one["pid"] for one in processes if _started_after(one["pid"], written)}
     if not dead:
         return ""
     write = {path: one for path, one in entries["write"].items() if one["pid"] not in dead}
     read = {path: [one for one in readers if one["pid"] not in dead] for path, readers in entries["read"].items()}
-    with atomic_file(RWLOCK) as file:
+    with atomic_file(rwlock) as file:
         json.dump({"write": write, "read": {path: readers for path, readers in read.items() if readers}}, file)
     numbers = ", ".join(map(str, sorted(dead)))
-    return f"{RWLOCK} listed killed processes whose numbers belong to others now ({numbers}); removed them"
+    return f"{rwlock} listed killed processes whose numbers belong to others now ({numbers}); removed them"
 
 
 def _started_after(pid: int, moment: float) -> bool:
@@ -79,7 +79,7 @@ def _started_after(pid: int, moment: float) -> bool:
         return False
 
 
-def _recover_lock() -> str:
+def _recover_lock(dvc: Path) -> str:
     """Replace a damaged dvc.lock with git's, or remove it; DVC restores the missing stages from its run cache."""
     if not LOCK.exists():
         return ""
@@ -91,35 +91,36 @@ def _recover_lock() -> str:
     except UserError:
         if CONFLICT in damaged:
             return ""
-    _check_that_no_stage_runs(LOCK)
-    with atomic_file(DAMAGED_LOCK, "wb") as file:
+    _check_that_no_stage_runs(LOCK, dvc)
+    copy = dvc / "tmp/dvc.lock.broken"
+    with atomic_file(copy, "wb") as file:
         file.write(damaged)
     committed = subprocess.run(["git", "show", f":./{LOCK}"], check=False, capture_output=True)
     if committed.returncode or committed.stdout == damaged:
         LOCK.unlink()
-        return f"{LOCK} was half-written when DVC was killed; removed (a copy is in {DAMAGED_LOCK})"
+        return f"{LOCK} was half-written when DVC was killed; removed (a copy is in {copy})"
     with atomic_file(LOCK, "wb") as file:
         file.write(committed.stdout)
-    return f"{LOCK} was half-written when DVC was killed; restored from git (a copy is in {DAMAGED_LOCK})"
+    return f"{LOCK} was half-written when DVC was killed; restored from git (a copy is in {copy})"
 
 
-def _clean_cache() -> str:
+def _clean_cache(dvc: Path) -> str:
     """Remove half-copied files from DVC's cache, if the cache is in this project."""
-    now = time.time()
-    abandoned = [path for path in CACHE.rglob(".*.tmp") if now - path.stat().st_mtime > COPY_TIMEOUT]
+    now, cache = time.time(), dvc / "cache/files"
+    abandoned = [path for path in cache.rglob(".*.tmp") if now - path.stat().st_mtime > COPY_TIMEOUT]
     size = sum(path.stat().st_size for path in abandoned)
     for path in abandoned:
         path.unlink(missing_ok=True)
-    return f"removed {len(abandoned)} half-copied file(s) from {CACHE} ({size:,} bytes)" if abandoned else ""
+    return f"removed {len(abandoned)} half-copied file(s) from {cache} ({size:,} bytes)" if abandoned else ""
 
 
-def _check_that_no_stage_runs(path: Path) -> None:
+def _check_that_no_stage_runs(path: Path, dvc: Path) -> None:
     """Raise UserError if DVC, or a stage that it started, runs in this project; `path` is the damaged file."""
-    here = Path.cwd()
+    root = dvc.resolve().parent
     for process in psutil.process_iter():
         try:
-            runs_here = process.environ().get("DVC_ROOT") == str(here)
-            runs_here = runs_here or (is_dvc(process) and Path(process.cwd()).is_relative_to(here))
+            runs_here = process.environ().get("DVC_ROOT") == str(root)
+            runs_here = runs_here or (is_dvc(process) and Path(process.cwd()).is_relative_to(root))
         except psutil.Error:  # it has ended, or belongs to another user
             continue
         if runs_here and process.pid != psutil.Process().pid:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from howto.core.dvc_lock import LockedStage, read_lock
+from howto.core.dvc_lock import LockedStage, dvc_root, read_lock
 from howto.core.errors import UserError
 from howto.core.instruction_set import cpu_name, has_avx2
 from howto.core.paths import LOCK
@@ -35,7 +35,8 @@ def verify(*, here: bool) -> None:
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     root = Path.cwd()
     commit = _output(root, "git", "rev-parse", "HEAD").strip()
-    if changed := _output(root, "git", "status", "--porcelain").splitlines():
+    status_here = "git", "-c", "core.quotePath=false", "status", "--porcelain", "."
+    if changed := _output(root, *status_here).splitlines():
         print(f"verify: HEAD is verified, without uncommitted changes: {', '.join(line[3:] for line in changed)}")
     with cloned(root, commit) as clone:
         committed = _committed_lock(clone)
@@ -82,15 +83,20 @@ def _causes(committed: Lock, made: Lock, *, here: bool) -> list[str]:
 
 @contextmanager
 def cloned(root: Path, commit: str) -> Iterator[Path]:
-    """Clone what git has at `commit`, with DVC caches of its own. The clone is removed whatever happens."""
+    """Clone what git has at `commit`, with DVC caches of its own, and give the project's folder in the clone.
+
+    The project and DVC's root may be folders in a larger repository. The clone is removed whatever happens.
+    """
     clone = Path(tempfile.mkdtemp(prefix="verify-")).resolve()
+    top = Path(_output(root, "git", "rev-parse", "--show-toplevel").removesuffix("\n"))
     try:
-        _output(root, "git", "clone", "--quiet", "--no-checkout", str(root), str(clone))
+        _output(root, "git", "clone", "--quiet", "--no-checkout", str(top), str(clone))
         _output(clone, "git", "checkout", "--quiet", "--detach", commit)
-        config = f"[core]\n    site_cache_dir = {clone}/.dvc/tmp/site\n[cache]\n    dir = {clone}/.dvc/cache\n"
-        (clone / ".dvc").mkdir(exist_ok=True)
-        (clone / ".dvc/config.local").write_text(config, encoding="utf-8")
-        yield clone
+        dvc = clone / (dvc_root() or root).relative_to(top) / ".dvc"
+        dvc.mkdir(parents=True, exist_ok=True)
+        caches = [f'[core]\n    site_cache_dir = "{dvc}/tmp/site"', f'[cache]\n    dir = "{dvc}/cache"', ""]
+        (dvc / "config.local").write_text("\n".join(caches), encoding="utf-8")
+        yield clone / root.relative_to(top)
     finally:
         # After a signal this process has a few seconds left: too few to remove an environment with many files.
         subprocess.Popen(["rm", "-rf", str(clone)], start_new_session=True).wait()
@@ -103,7 +109,7 @@ def _committed_lock(clone: Path) -> Lock:
     except UserError as error:
         raise UserError(str(error).replace(f"{clone}/", "HEAD:")) from None
     stale: set[str] = set()
-    for stage, changes in json.loads(_output(clone, "dvc", "status", "--json")).items():
+    for stage, changes in json.loads(_output(clone, "dvc", "status", "--json", "dvc.yaml")).items():
         if stage not in committed:
             stale.add(f"{stage}: new stage")
         for change in changes:  # "changed command", or {"changed deps": {path: "modified"}}

@@ -1,7 +1,7 @@
 """Read the answers of one version of the project: of this folder, or of a git revision or DVC experiment."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,8 +50,7 @@ def revision(name: str) -> Version:
 
     Raise UserError if there is no such revision, it has no answers, or DVC cannot get them.
     """
-    with TemporaryDirectory() as folder, _opened(name) as files:
-        commit = str(files.repo.get_rev())
+    with TemporaryDirectory() as folder, _opened(name) as (commit, files):
         for path in (PARAMS, LOCK, TRAINING):
             if files.exists(str(path)):
                 _copy(files, path, Path(folder), name)
@@ -69,27 +68,33 @@ def revision(name: str) -> Version:
 
 
 @contextmanager
-def _opened(name: str) -> Iterator[Any]:
-    """The files of a revision, as DVC has them."""
-    from dvc.api import DVCFileSystem
+def _opened(name: str) -> Iterator[tuple[str, Any]]:
+    """The commit of a revision, and its files as DVC has them, by their paths in the project's folder."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
-    from dvc.scm import RevError
+    from dvc.scm import NoSCM, RevError
 
-    try:
-        # Today's remote is used: the revision may have had another one, or none.
-        files = DVCFileSystem(".", rev=name or "''", remote=Repo().config["core"].get("remote"))
-        repo = files.repo  # DVC opens it only here
-    except RevError as error:
-        if "ambiguous" in str(error):
-            raise UserError(f"{name}: several experiments have this name. Give a hash.") from None
-        raise UserError(
-            f"{name or 'an empty name'}: no such revision. `git log --all` and `dvc exp list --all-commits` list them."
-        ) from None
-    except DvcException as error:
-        raise UserError(f"{name}: {one_line(error)}. Run from the git repository with its .dvc folder.") from None
-    with repo:
-        yield files
+    with ExitStack() as stack:
+        try:
+            # Today's remote and cache are used: the revision may have had others, or none, and at paths relative to it.
+            with Repo() as here:
+                today = {section: here.config[section] for section in ("core", "remote", "cache")}
+            repo = stack.enter_context(Repo(config=today))
+            if isinstance(repo.scm, NoSCM):
+                raise DvcException("core.no_scm is set in .dvc/config")
+            commit = stack.enter_context(
+                repo.switch(name or "''")
+            )  # unlike `Repo(rev=...)` also if git's root is above
+        except (RevError, AttributeError) as error:  # the latter for a tree, such as HEAD:
+            if "ambiguous" in str(error):
+                raise UserError(f"{name}: several experiments have this name. Give a hash.") from None
+            raise UserError(
+                f"{name or 'an empty name'}: no such revision. `git log --all` and `dvc exp list --all-commits` list "
+                "them."
+            ) from None
+        except DvcException as error:
+            raise UserError(f"{name}: {one_line(error)}. Run from the git repository with its .dvc folder.") from None
+        yield commit, repo.dvcfs
 
 
 def _copy(files: Any, path: Path, folder: Path, name: str) -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from howto.core.errors import UserError, one_line
+from howto.core.errors import UserError, is_out_of_memory, one_line
 from howto.modeling.collate import Batch, Example, collate, pack
+from howto.modeling.context_window import exceeded_window
 from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora
 from howto.modeling.packed_attention import use_packed_attention
 from howto.training.config import ProfileTrain, Train
@@ -52,7 +54,7 @@ class Engine:
         """Prepare the model for the training rows `examples`; `pad` is the id of the token that fills padded rows.
 
         `compiled` is whether to compile the decoder layers; by default on a GPU, except with FSDP. Raise UserError if
-        params ask for packing and the model does not support it.
+        the model is not causal, or rows in batches have other hidden states than each has by itself.
         """
         self.model, self.base = model, model.get_base_model()
         self.device = next(model.parameters()).device
@@ -69,20 +71,29 @@ class Engine:
         # On a GPU rows of median length are computed both ways, on a CPU the two shortest.
         by_length, start = sorted(examples, key=len), max(0, (len(examples) - GPU_PROBE_ROWS) // 2)
         probe = by_length[:2] if self.device.type == "cpu" else by_length[start : start + GPU_PROBE_ROWS]
+        if (window := exceeded_window(self.base.config, len(by_length[-1]))) >= len(probe[-1]):
+            probe.append(next(row for row in by_length if len(row) > window))
+        kind = type(self.base).__name__
         with nonzero_adapter(model):
-            expected = response_states(self.base, (collate([row], pad, self.device) for row in probe))
-            if shared.packing:
-                self._pack(probe, expected)
+            expected = self._own_states(probe)
+            if not self._is_causal(probe[0], expected):
+                raise UserError(
+                    f"train: {kind} is no causal model: a token changes those before it. Take another base."
+                )
+            if self.packing and not self._pack(probe, expected):
+                self.packing = False
+                print(f"train: slower, because rows of {kind} are padded: they cannot be packed", file=sys.stderr)
+            if not self.packing and not self._has_states(probe, expected):
+                raise UserError(f"train: in a padded batch, rows of {kind} depend on each other. Take another base.")
             self._dropout = use_fused_lora(model, shared.lora.dropout)
             if not self._has_states(probe, expected):
-                kind = type(self.base).__name__
                 raise UserError(f"train: LoRA layers of {kind} give other results than PEFT's. Report this.")
             self.has_fused_loss = has_plain_head(self.base) and self._is_loss_right(probe[:1])
             if not self.has_fused_loss:
                 print("train: slower, because the model's own forward pass computes the loss", file=sys.stderr)
             if compiled or (compiled is None and self.device.type == "cuda" and not profile.fsdp):
                 self._compile(probe, expected, shared.lora.dropout)
-        fits_graphs = self.is_compiled and self.has_fused_loss and shared.packing
+        fits_graphs = self.is_compiled and self.has_fused_loss and self.packing
         if fits_graphs and self.device.type == "cuda" and not (self.checkpointing or profile.fsdp):
             from howto.training.step_graphs import TrainingGraphs
 
@@ -133,15 +144,18 @@ class Engine:
         else:
             getattr(self.base, f"{kind}_checkpointing_disable")()
 
-    def _pack(self, probe: list[Example], expected: torch.Tensor) -> None:
+    def _pack(self, probe: list[Example], expected: torch.Tensor) -> bool:
+        """Let the model attend within packed rows, if that gives the hidden states that it should."""
+        own_attention = self.base.config._attn_implementation
         try:
             use_packed_attention(self.base)
-            is_right = self._has_states(probe, expected)
-        except (ValueError, TypeError):
-            is_right = False
-        if not is_right:
-            kind = type(self.base).__name__
-            raise UserError(f"params.yaml: train.packing: {kind} does not support packed sequences. Set it to false.")
+            if self._has_states(probe, expected):
+                return True
+        except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:  # attention of its own kind
+            if is_out_of_memory(error):
+                raise
+        self.base.set_attn_implementation(own_attention)
+        return False
 
     def _compile(self, probe: list[Example], expected: torch.Tensor, rate: float) -> None:
         """Compile the layers and compare them with those before, forward and backward; undo it if that fails."""
@@ -164,6 +178,16 @@ class Engine:
             self._layers = None
         finally:
             self.model.eval()
+
+    def _own_states(self, rows: list[Example]) -> torch.Tensor:
+        """Return the hidden states that the model itself gives to each row alone."""
+        return response_states(self.base, (collate([row], self._pad, self.device) for row in rows))
+
+    def _is_causal(self, row: Example, expected: torch.Tensor) -> bool:
+        """Return whether the hidden states of a row, the first in `expected`, do not depend on its last token."""
+        other = 1 if row.completion[-1] == 0 else 0
+        found = self._own_states([replace(row, completion=[*row.completion[:-1], other])])
+        return relative_error(found, expected[: len(found)]) <= HIDDEN_STATE_TOLERANCE[self.base.dtype]
 
     def _has_states(self, probe: list[Example], expected: torch.Tensor) -> bool:
         """Return whether rows in batches have the hidden states that the model itself gives to each alone."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
+from transformers.pytorch_utils import Conv1D
 
 from howto.core.atomic import write_json
 from howto.core.errors import UserError, one_line
+from howto.modeling.adapter import untie_head
 from howto.training.config import Lora, ProfileTrain, Train
 
 if TYPE_CHECKING:
@@ -22,15 +25,22 @@ if TYPE_CHECKING:
 def add_adapter(model: PreTrainedModel, lora: Lora, base: Path) -> PeftModel:
     """Put a fresh adapter on the base model in the folder `base`, and freeze the base's own weights.
 
-    The adapter's weights are float32, whatever those of the base are. Raise UserError if a key of `train.lora` names a
-    layer that this base does not have, or a rank that a layer cannot have.
+    The adapter's weights are float32, whatever those of the base are. If the output head gets an adapter, it gets its
+    own copy of the matrix that it shares with the input embeddings in many models. Raise UserError if a key of
+    `train.lora` names a layer that this base does not have, or a rank that a layer cannot have.
     """
-    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    _check_names(linear, lora, int(model.config.num_hidden_layers))
-    targets = lora.target_modules
-    if lora.layers is not None and targets == "all-linear":  # PEFT does not support both
-        head = model.get_output_embeddings()
-        targets = sorted({name.split(".")[-1] for name in linear if model.get_submodule(name) is not head})
+    # Conv1D is GPT-2's linear layer, with its matrix transposed.
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
+    _check_names(set(linear), lora, int(model.config.get_text_config(decoder=True).num_hidden_layers))
+    if lora.init == "olora" and any(isinstance(module, Conv1D) for module in linear.values()):
+        raise UserError(f"params.yaml: train.lora.init: olora does not support {type(model).__name__}. Choose another.")
+    targets, head = lora.target_modules, model.get_output_embeddings()
+    if targets == "all-linear":
+        if lora.layers is not None:  # PEFT does not support both
+            targets = sorted({name.split(".")[-1] for name, module in linear.items() if module is not head})
+    elif any(module is head and _matches(name, targets) for name, module in linear.items()):
+        untie_head(model)
+        model.config.tie_word_embeddings = False
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -39,15 +49,30 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Path) -> PeftModel:
         target_modules=targets,
         exclude_modules=lora.exclude_modules,
         layers_to_transform=lora.layers,
-        rank_pattern=lora.rank_pattern,
-        alpha_pattern=lora.alpha_pattern,
+        rank_pattern=dict(lora.rank_pattern),  # PEFT adds those of experts
+        alpha_pattern=dict(lora.alpha_pattern),
         init_lora_weights=True if lora.init == "default" else lora.init,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
     )
     try:
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*fan_in_fan_out")  # PEFT sets it itself for each layer
+            adapted = get_peft_model(model, config)
     except ValueError as error:  # what PEFT checks itself
+        if "ParamWrapper" in str(error):
+            kind, key = type(model).__name__, "dropout" if "dropout" in str(error) else "dora"
+            others = ", ".join(sorted({name.split(".")[-1] for name, module in linear.items() if module is not head}))
+            raise UserError(
+                f"params.yaml: train.lora.{key}: the experts of {kind} are trained without it. Set it to "
+                f"{'0.0' if key == 'dropout' else 'false'}, or set train.lora.target_modules to layers outside the "
+                f"experts: {others}."
+            ) from None
+        if "Mamba" in str(error):
+            raise UserError(
+                f"params.yaml: train.lora.exclude_modules: PEFT cannot adapt out_proj of "
+                f"{type(model).__name__}. Add out_proj there."
+            ) from None
         raise UserError(f"params.yaml: train.lora: {one_line(error)}") from None
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     return adapted
@@ -63,12 +88,17 @@ def _check_names(linear: set[str], lora: Lora, layers: int) -> None:
     }
     kinds = ", ".join(sorted({name.split(".")[-1] for name in linear}))
     for key, expected in names.items():
-        if missing := [name for name in expected if not any(f".{layer}".endswith(f".{name}") for layer in linear)]:
+        if missing := [name for name in expected if not any(_matches(layer, [name]) for layer in linear)]:
             raise UserError(
                 f"params.yaml: train.lora.{key}: expected linear layers ({kinds}), got {', '.join(missing)}"
             )
     if lora.layers is not None and (wrong := [number for number in lora.layers if not 0 <= number < layers]):
         raise UserError(f"params.yaml: train.lora.layers: expected numbers from 0 to {layers - 1}, got {wrong}")
+
+
+def _matches(layer: str, names: list[str]) -> bool:
+    """Return whether one of `names` is the layer's name, or the end of it."""
+    return any(f".{layer}".endswith(f".{name}") for name in names)
 
 
 def make_optimizer(model: PeftModel, shared: Train, profile: ProfileTrain) -> torch.optim.Optimizer:

@@ -41,8 +41,10 @@ def response_loss(model: PreTrainedModel, batch: Batch, *, fused: bool = True, h
 
 
 def has_plain_head(model: PreTrainedModel) -> bool:
-    """Return whether the logits are a frozen linear layer, without bias, of the last hidden state."""
+    """Return whether the logits are a frozen linear layer, without bias or cap, of the last hidden state."""
     head = model.get_output_embeddings()
+    if getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None) is not None:
+        return False
     return type(head) is torch.nn.Linear and head.bias is None and not head.weight.requires_grad
 
 

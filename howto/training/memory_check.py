@@ -30,7 +30,7 @@ def check_memory(engine: Engine, examples: list[Example], profile: ProfileTrain,
     much, and which setting fits.
     """
     saved = _saved_bytes_per_token(engine, sorted(examples, key=len)[len(examples) // 2])
-    config, itemsize = engine.base.config, engine.base.dtype.itemsize
+    config, itemsize = engine.base.config.get_text_config(decoder=True), engine.base.dtype.itemsize
     layers, hidden = int(config.num_hidden_layers), int(config.hidden_size)
     # Checkpointing saves each layer's input, and the activations of one layer at a time.
     checkpointed = saved / layers + layers * hidden * itemsize

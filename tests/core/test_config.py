@@ -104,6 +104,11 @@ MISTAKES = {
         "fsdp: true ",
         "profiles.smollm2.train: fsdp: expected processes of 2 or more, got 1",
     ),
+    "a day without quotes": (
+        "weights_sha256: 6e60",
+        "date: 2024-07-26\n      weights_sha256: 6e60",
+        'model.date: expected a day such as "2024-07-26", in quotes',
+    ),
     "a hash that is none": ("weights_sha256: 6e60", "weights_sha256: 6e6", "profiles.tinyllama.model.weights_sha256"),
     "a key twice": ("  seed: 42", "  max_length: 1\n  seed: 42", 'found duplicate key "max_length"'),
     "not YAML": ("\ntrain:", "\n  - train:", "params.yaml:"),

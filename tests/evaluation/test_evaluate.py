@@ -19,7 +19,7 @@ from howto.evaluation.predictions import check_against_lock, read_predictions
 from howto.evaluation.rouge import KINDS, Rouge
 from howto.tools.cli import main as howto
 from tests.conftest import ROOT
-from tests.support.in_process import run_here
+from tests.support.in_process import edit_params, run_here, run_stage_here
 
 TEST, ADAPTER = Path("data/prepared/test.jsonl"), Path("data/predictions/adapter.jsonl")
 Line = dict[str, Any]
@@ -70,6 +70,42 @@ def test_stages_that_need_no_torch_import_none(workplace: Path, code: str) -> No
     code = f"import sys; sys.argv = ['stage']; import {code}; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=workplace, env=environment).returncode == 0
+
+
+RUSSIAN = "1. Откройте кран.\n2. Полейте {}.\n3. Закройте кран."
+FRENCH = "1. Ouvrez le robinet du café.\n2. Arrosez {}.\n3. Fermez le robinet."
+
+
+def in_language(folder: Path, text: str) -> None:
+    """Give all prepared test rows this reference, and let the fine-tuned model answer it without a mistake."""
+    for path, field in ((folder / TEST, "output"), (folder / ADAPTER, "text")):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [{**line, field: text.format(line["id"])} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def test_references_that_the_tokenizer_cannot_see_stop_the_stage_and_with_unicode_they_are_scored(
+    workplace: Path,
+) -> None:
+    in_language(workplace, RUSSIAN)
+    done = run_stage_here("evaluate", workplace)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "params.yaml: evaluate.tokenizer: " in done.stderr and "Set it to unicode." in done.stderr
+    edit_params(workplace, "tokenizer: rouge_score ", "tokenizer: unicode ")
+    done = run_stage_here("evaluate", workplace)
+    assert done.returncode == 0 and done.stderr == ""
+    evaluation = evaluation_of(workplace)
+    assert evaluation["adapter"]["rougeL"] == evaluation["ceiling"]["reference"] == evaluation["unicode_words"] == 1
+    assert evaluation["base"]["rougeL"] < 0.5
+    assert "unicode-segmentation-rs" in (workplace / "metrics/report.html").read_text(encoding="utf-8")
+
+
+def test_a_few_words_that_the_tokenizer_cannot_see_are_a_warning_with_their_share(workplace: Path) -> None:
+    in_language(workplace, FRENCH)
+    done = run_stage_here("evaluate", workplace)
+    assert done.returncode == 0 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("evaluate: warning: 10.0% of the words in the references") and "café" in done.stderr
+    assert "unicode_words" not in evaluation_of(workplace)
 
 
 def edited(folder: Path, change: Callable[[list[Line]], list[Line]]) -> None:

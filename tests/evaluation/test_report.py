@@ -47,6 +47,7 @@ def rouge_l(mean: float, low: float, high: float) -> dict[str, Any]:
 CONTENT = Content(
     title="What the fine-tuning bought",
     verdict="+0.5192 ROUGE-L for the fine-tuned model, on 8 held-out rows.",
+    tokenizer="rouge_score",
     facts={"Base model": "a small one", "Stemmer": "on"},
     metrics={
         **{"rows": 8, "procedural_rows": 8, "seeds": 3},
@@ -268,6 +269,18 @@ def test_the_words_that_answer_and_reference_have_in_common_in_order_are_marked(
     assert page("#detail .answer.adapter .text").text == answer
     page("#marking").click()
     assert page.texts("mark") == []
+
+
+def test_with_unicode_words_of_every_script_are_counted_and_marked(page: Page) -> None:
+    texts = {
+        "reference": "关上Wi-Fi。\nL'ÉTÉ à 3,5 км",
+        "adapter": "请关上 WI-FI!\nl\u2019été, a 3,5 км",
+        "base": "ปิดที่นี่",
+    }
+    page.open(replace(CONTENT, tokenizer="unicode", rows=[row(0, **texts)]))
+    assert page.texts("mark") == ["关上 WI-FI", "l\u2019été", "3,5 км"]
+    counts = page.texts("#detail .answer footer")
+    assert [count.split(" word")[0] for count in counts] == ["8", "4", "9"], "reference, base, fine-tuned"
 
 
 def test_a_thousand_long_rows_keep_the_number_of_elements_small(page: Page) -> None:

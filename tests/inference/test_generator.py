@@ -17,7 +17,6 @@ from howto.inference.kv_cache import OneRowCache
 from howto.inference.references import MAX_TOKENS, _batches
 from howto.modeling.collate import Example
 from howto.modeling.distributed.process_group import ProcessGroup
-from howto.modeling.prompt import completion_ids, prompt_ids
 from stages.infer import answer_rows
 from tests.inference.test_sampling import decoding_params
 
@@ -44,8 +43,7 @@ def test_log_probabilities_of_references_are_the_models_own(finished: Path, rows
     encoded = [of.encode(row) for row in rows]
     found = of.reference_log_probabilities(encoded, ALONE)
     for row, one in zip(rows, encoded, strict=True):
-        prompt = prompt_ids(of.tokenizer, row.instruction, row.input)
-        completion = completion_ids(of.tokenizer, row.instruction, row.input, row.output)
+        prompt, completion = of.chat.prompt_ids(row), of.chat.completion_ids(row)
         assert (one.prompt, one.completion, one.is_shortened) == (prompt, completion, False)
         with torch.inference_mode():
             logits = plain(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
@@ -57,7 +55,7 @@ def test_log_probabilities_of_references_are_the_models_own(finished: Path, rows
 def test_a_long_context_is_shortened_and_a_long_intent_gets_an_empty_answer(finished: Path, rows: list[Row]) -> None:
     row = next(row for row in rows if row.context)
     of = generator(finished)
-    intent = prompt_ids(of.tokenizer, row.instruction, row.intent)
+    intent = of.chat.prompt_ids(row.model_copy(update={"input": row.intent, "context": ""}))
     encoded = generator(finished, max_prompt_tokens=len(intent)).encode(row)
     assert encoded.prompt == intent and encoded.is_shortened
     of = generator(finished, max_prompt_tokens=len(intent) - 1)

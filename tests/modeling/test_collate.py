@@ -7,7 +7,7 @@ import torch
 
 from howto.core.schema import Row, read_rows
 from howto.modeling.collate import collate, encode, pack
-from howto.modeling.loading import load_tokenizer
+from howto.modeling.loading import load_chat
 from tests.support.models import example_rows
 
 CPU = torch.device("cpu")
@@ -34,11 +34,11 @@ def test_labels_of_a_pack_are_those_of_its_rows(share_prefix: bool, multiple: in
 
 
 def test_a_row_that_is_too_long_loses_context_or_is_left_out_and_keeps_its_answer(finished: Path) -> None:
-    tokenizer = load_tokenizer(finished / "models/base")
+    chat = load_chat(finished / "models/base")
     rows = read_rows(finished / "data/prepared/train.jsonl", Row)
-    full = {example.id: example for example in encode(tokenizer, rows, 100_000, shorten=False)}
+    full = {example.id: example for example in encode(chat, rows, 100_000, shorten=False)}
     limit = sorted(map(len, full.values()))[len(rows) // 2]
-    dropped, shortened = (encode(tokenizer, rows, limit, shorten=shorten) for shorten in (False, True))
+    dropped, shortened = (encode(chat, rows, limit, shorten=shorten) for shorten in (False, True))
     assert {example.id for example in dropped} == {id for id, example in full.items() if len(example) <= limit}
     assert len(dropped) < len(shortened) < len(rows)
     with_context = {row.id for row in rows if row.context}

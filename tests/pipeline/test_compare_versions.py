@@ -77,7 +77,7 @@ def test_what_is_not_in_the_cache_comes_from_the_remote(project: Path, tmp_path:
 
 
 def test_a_revision_that_does_not_exist_or_has_no_run_is_one_line(project: Path, finished: Path) -> None:
-    for name in ("nope", ""):
+    for name in ("nope", "", "HEAD:"):
         fails(compare(project, name), "no such revision.*git log --all")
     run(project, "git", "rm", "-q", "dvc.lock")
     run(project, "git", "commit", "-qm", "not run")

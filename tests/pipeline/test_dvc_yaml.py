@@ -91,8 +91,9 @@ def test_the_sections_of_params_yaml_are_those_that_some_stage_names(profile: st
     assert {".".join(param.split(".")[:3]) for param in named} == sections
 
 
-# Read, but nothing that the stage makes comes of it: evaluate compares it with what dvc.lock says of the predictions.
-ONLY_CHECKED = {"evaluate": {"infer", "profiles.${profile}.infer"}}
+# Read, but nothing that the stage makes comes of it: evaluate compares it with what dvc.lock says of the predictions,
+# prepare checks that evaluate will see the words of the references.
+ONLY_CHECKED = {"evaluate": {"infer", "profiles.${profile}.infer"}, "prepare": {"evaluate.tokenizer"}}
 
 
 @pytest.mark.parametrize("name", STAGES)

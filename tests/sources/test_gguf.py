@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from howto.core.errors import UserError
-from howto.modeling.loading import load_base, load_tokenizer
+from howto.modeling.loading import load_base, load_chat
 from howto.sources.gguf import SENTENCE, check_english, convert_gguf, sentence_perplexity
 from howto.sources.installed_package import package_file
 from tests.conftest import ROOT, made_once
@@ -131,7 +131,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("golden", GOLDEN["tokens"], ids=lambda golden: repr(golden["text"])[:30])
 def test_its_tokens_are_those_of_llama_cpp(golden: dict[str, Any], smollm2: Path) -> None:
-    tokenizer = load_tokenizer(smollm2)
+    tokenizer = load_chat(smollm2).tokenizer
     plain = tokenizer(golden["text"], add_special_tokens=False, split_special_tokens=True).input_ids
     assert plain == golden["plain"]
     assert tokenizer(golden["text"], add_special_tokens=False).input_ids == golden["special"]
@@ -151,7 +151,7 @@ def test_a_conversion_that_mixes_up_heads_or_gives_no_numbers_is_noticed(smollm2
     for layer in model.model.layers:
         layer.self_attn.q_proj.weight.data = layer.self_attn.q_proj.weight.flip(0)
     model.save_pretrained(tmp_path)
-    load_tokenizer(smollm2).save_pretrained(tmp_path)
+    load_chat(smollm2).tokenizer.save_pretrained(tmp_path)
     perplexity, warning = check_english(tmp_path, "SmolLM2")
     assert perplexity > 1000 and "its conversion went wrong" in warning
     model.model.norm.weight.data[0] = float("nan")

@@ -5,7 +5,9 @@ from typing import Any
 from howto.core.schema import Prediction, Row, input_of
 from howto.evaluation.config import Evaluate
 
-CONFIG = Evaluate(use_stemmer=True, confidence=0.95, resamples=500, seed=0, embedding_model=None)
+CONFIG = Evaluate(
+    tokenizer="rouge_score", use_stemmer=True, confidence=0.95, resamples=500, seed=0, embedding_model=None
+)
 
 
 def row(number: int, output: str = "x", *, intent: str = "do it", context: str = "", **fields: Any) -> Row:

@@ -7,6 +7,7 @@ from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    GPT2Config,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
@@ -23,9 +24,13 @@ SETTINGS = {**SIZES, "max_position_embeddings": 512, "initializer_range": 0.3}
 SHARED = read_params(Path(__file__).parents[2] / "params.yaml").section(Train)
 
 
-def llama(vocabulary: int, *, key_value_heads: int = 4, seed: int = 0) -> PreTrainedModel:
-    """Return a model built like TinyLlama; fewer heads for keys give grouped-query attention."""
-    return _model(LlamaConfig(vocab_size=vocabulary, num_key_value_heads=key_value_heads, **SETTINGS), seed)
+def llama(vocabulary: int, *, key_value_heads: int = 4, tied: bool = False, seed: int = 0) -> PreTrainedModel:
+    """Return a model built like TinyLlama; fewer heads for keys give grouped-query attention.
+
+    `tied`: input embeddings and output head share one matrix, as in SmolLM2.
+    """
+    heads = {"num_key_value_heads": key_value_heads, "tie_word_embeddings": tied}
+    return _model(LlamaConfig(vocab_size=vocabulary, **heads, **SETTINGS), seed)
 
 
 def mistral(vocabulary: int, *, window: int) -> PreTrainedModel:
@@ -36,6 +41,12 @@ def mistral(vocabulary: int, *, window: int) -> PreTrainedModel:
 def gemma2(vocabulary: int) -> PreTrainedModel:
     """Return a model whose attention caps its scores, and whose head caps its logits."""
     return _model(Gemma2Config(vocab_size=vocabulary, num_key_value_heads=2, **SETTINGS))
+
+
+def gpt2(vocabulary: int) -> PreTrainedModel:
+    """Return a model whose linear layers are GPT-2's Conv1D, and whose head is tied to the input embeddings."""
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.3}
+    return _model(GPT2Config(vocab_size=vocabulary, bos_token_id=0, eos_token_id=1, **sizes))
 
 
 def _model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:

@@ -141,13 +141,12 @@ def training_and_answers() -> Results:
         yield "logits", merged(input_ids=torch.tensor([rows[1].prompt]), use_cache=False).logits
         yield "the KV cache is used", use_kv_cache(merged, rows[0].prompt)
     requests = [Request(row) for row in rows]
-    tokenizer = SimpleNamespace(
-        eos_token_id=2, clean_up_tokenization_spaces=False, decode=lambda tokens, **_: str(tokens)
-    )
+    tokenizer = SimpleNamespace(clean_up_tokenization_spaces=False, decode=lambda tokens, **_: str(tokens))
+    chat: Any = SimpleNamespace(ends={2}, tokenizer=tokenizer)
     for temperature in (0.0, 1.0):
         decoding = infer.model_copy(update={"temperature": temperature, "top_p": 0.9 if temperature else 1.0})
         cache = KVCache(merged, 5, 64)
-        answers = Decoder(merged, cache, tokenizer, decoding).decode(requests)
+        answers = Decoder(merged, cache, chat, decoding).decode(requests)
         yield f"answers at temperature {temperature}", sorted((one.request.row.id, one.text) for one in answers)
         log_probabilities = mean_log_probabilities(cache, rows, 211, ProcessGroup(torch.device("cpu")))
         yield "log-probabilities of references", log_probabilities

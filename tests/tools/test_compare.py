@@ -46,6 +46,20 @@ def test_a_case_by_hand() -> None:
     assert found.changed_base_answers == 3
 
 
+def test_both_versions_are_scored_with_this_folders_tokenizer_whatever_they_were_scored_with() -> None:
+    rows = [row(0, "1. 打开门\n2. 关上窗")]
+    old, new = version("old", rows, [["1. 买菜\n2. 洗手"]]), version("new", rows, [["1. 打开门\n2. 关窗"]])
+    old.params["evaluate"] = {"tokenizer": "rouge_score"}
+    new.params["evaluate"] = {"tokenizer": "unicode"}
+    found = compare_versions(old, new, CONFIG.model_copy(update={"tokenizer": "unicode"}))
+    # In common are 1 and 2: 2 * 2 / (8 + 6). Then all but 上: 2 * 7 / (8 + 7).
+    scores = [(result["old_rougeL"], result["new_rougeL"]) for result in found.results]
+    assert np.array(scores) == pytest.approx(np.array([(4 / 14, 14 / 15)]), abs=1e-6)
+    assert found.params == {} and found.warnings == []
+    with pytest.raises(UserError, match=r"evaluate\.tokenizer: rouge_score .*unicode"):
+        compare_versions(old, new, CONFIG)
+
+
 def test_rows_are_paired_by_id_if_their_texts_are_the_same() -> None:
     old = version("old", [row(n, "a b c d") for n in range(3)], [["a"], ["a b"], ["a b c"]])
     rows = [row(3, "a b c d"), row(2, "a b"), row(1, "a b c d", intent="do that"), row(0, "a b c d")]

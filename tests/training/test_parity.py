@@ -9,7 +9,7 @@ from peft import PeftModel
 from benchmarks.train import run_peer
 from howto.core.schema import Row, read_rows
 from howto.modeling.collate import encode
-from howto.modeling.loading import load_base, load_tokenizer
+from howto.modeling.loading import load_base, load_chat
 from howto.training.forward import Engine
 from howto.training.lora import add_adapter
 from howto.training.trainer import Trainer, epoch_order
@@ -23,7 +23,7 @@ def test_thirty_steps_have_the_losses_of_a_peer(finished: Path, peer: str) -> No
     shared = SHARED.model_copy(update={"lora": lora, "warmup_ratio": 0.0, "weight_decay": 0.01})
     profile = train_profile(steps=30, learning_rate=5e-3, micro_batch_size=4)
     rows = read_rows(finished / "data/prepared/train.jsonl", Row)
-    examples = encode(load_tokenizer(base), rows, 512, shorten=False)[:80]  # ten full batches
+    examples = encode(load_chat(base), rows, 512, shorten=False)[:80]  # ten full batches
     order = [row for epoch in (1, 2, 3) for row in epoch_order(examples, shared.seed, epoch)]
 
     def model() -> PeftModel:

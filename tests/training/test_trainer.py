@@ -11,7 +11,7 @@ import torch
 from howto.core.errors import UserError
 from howto.core.schema import Row, read_rows
 from howto.modeling.collate import Example, encode
-from howto.modeling.loading import load_base, load_tokenizer
+from howto.modeling.loading import load_base, load_chat
 from howto.training.checkpoints import Checkpoints
 from howto.training.forward import Engine
 from howto.training.lora import trained_weights
@@ -46,7 +46,7 @@ class Tiny:
 @pytest.fixture(scope="module")
 def tiny_run(finished: Path) -> Tiny:
     base, rows = finished / "models/base", read_rows(finished / "data/prepared/train.jsonl", Row)
-    return Tiny(base, encode(load_tokenizer(base), rows, 512, shorten=False))
+    return Tiny(base, encode(load_chat(base), rows, 512, shorten=False))
 
 
 def gradient(engine: Engine, rows: list[Example]) -> torch.Tensor:

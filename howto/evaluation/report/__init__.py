@@ -29,6 +29,7 @@ class Content:
 
     title: str
     verdict: str
+    tokenizer: str  # as in params.yaml
     facts: dict[str, str]  # what the run was made with, label to text
     metrics: Mapping[str, Any]  # as in metrics/evaluation.json
     slices: list[dict[str, Any]]  # `slice`, `group`, `rows`, and `base`, `adapter`, `delta` with `_low` and `_high`

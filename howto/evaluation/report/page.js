@@ -329,7 +329,7 @@ const REACH = 18; // pixels: the pointer selects the closest point within this d
 
 /** Both scores of each row over its reference's length. One path draws all points of a model, a dot for each move. */
 function fillScatter() {
-  const words = rows.map((row) => Math.max(1, row.reference.split(/\s+/).filter(Boolean).length));
+  const words = rows.map((row) => Math.max(1, wordsIn(row.reference).length));
   const [least, most] = [Math.min(...words), Math.max(Math.min(...words) + 1, ...words)];
   const part = (value) => Math.log(value / least) / Math.log(most / least);
   const marks = [1, 10, 100, 1000, 10000].flatMap((power) => [1, 1.5, 2, 3, 5, 7].map((n) => n * power));
@@ -428,14 +428,22 @@ function fillLosses() {
 
 const MAX_CELLS = 4e6; // of the table below; two texts of 2,000 words each
 
+const ALONE = "[\\p{sc=Han}\\p{sc=Hiragana}\\p{sc=Katakana}\\u30fc\\p{sc=Thai}\\p{sc=Lao}\\p{sc=Khmer}\\p{sc=Myanmar}]";
+const LETTER = `(?:(?!${ALONE})[\\p{L}\\p{N}\\p{M}_])`;
+// About the words that the run was scored with: runs of ASCII letters and digits, or words and characters of all scripts.
+const WORD = content.tokenizer === "unicode"
+  ? new RegExp(`${ALONE}\\p{M}*|${LETTER}+(?:(?:['\u2019.]|(?<=\\p{N}),(?=\\p{N}))${LETTER}+)*`, "gu")
+  : /[a-zA-Z0-9]+/g;
+const wordsIn = (text) => [...text.matchAll(WORD)];
+const folded = (word) => word.normalize("NFKC").toLowerCase().replaceAll("\u2019", "'");
+
 /** [start, end] in `answer` of the words of a longest common subsequence of both texts. */
 function sharedWords(reference, answer) {
-  // Words as rouge-score splits them: runs of ASCII letters and digits, in any case.
-  const words = (text) => [...text.matchAll(/[a-zA-Z0-9]+/g)];
-  const [ours, theirs] = [words(answer), words(reference)];
+  const [ours, theirs] = [wordsIn(answer), wordsIn(reference)];
   const wide = theirs.length + 1;
   if ((ours.length + 1) * wide > MAX_CELLS) return [];
-  const same = (i, j) => ours[i][0].toLowerCase() === theirs[j][0].toLowerCase();
+  const [our, their] = [ours, theirs].map((words) => words.map(([word]) => folded(word)));
+  const same = (i, j) => our[i] === their[j];
   const longest = new Uint16Array((ours.length + 1) * wide); // of the words from i and from j on
   for (let i = ours.length - 1; i >= 0; i -= 1) {
     for (let j = theirs.length - 1; j >= 0; j -= 1) {
@@ -484,7 +492,7 @@ const oneLine = (text) => visible(text.replace(/\s+/g, " "));
 function detailOf(n, marking) {
   const row = rows[n];
   const answer = (kind, title, text, points, stop) => {
-    const words = text.split(/\s+/).filter(Boolean).length;
+    const words = wordsIn(text).length;
     const about = [counted(words, "word", "words"), stop && (STOPS[stop] ?? visible(stop))].filter(Boolean).join(", ");
     return make("section", { class: `answer ${kind}` },
       make("header", {},

@@ -1,0 +1,163 @@
+"""transformers 4.57 and 5 read an exported folder alike: the same token ids, the same greedy answers."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from howto.params import read_params
+from howto.sources.config import Model
+from howto.sources.gguf import convert_gguf
+from howto.sources.installed_package import package_file
+from howto.tools.cli import main
+from tests.conftest import ROOT
+from tests.support import greedy_answers, older_transformers
+from tests.support.in_process import run_here
+from tests.support.models import adapted
+
+Readings = tuple[list[list[int]], dict[str, Any], dict[str, Any]]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] + '\n' + message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
+USUAL = {**SIZES, "intermediate_size": 64, "max_position_embeddings": 512, "rope_theta": 1e6}
+GROUPED = {**USUAL, "num_key_value_heads": 2}
+GEMMA = {**GROUPED, "head_dim": 8, "sliding_window": 8}
+SMALL_GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.3}
+SMALL_MPT = {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512, "initializer_range": 0.3}
+SMALL_OPT = {**SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 512, "init_std": 0.3}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 64}
+LONG = {"rope_type": "longrope", "rope_theta": 1e6, "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0]}
+LAYERS = ["sliding_attention", "full_attention"]
+BY_LAYER = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 2e5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 3e4},
+}
+GEMMA3 = {**GEMMA, "rope_theta": None, "rope_parameters": BY_LAYER, "layer_types": LAYERS, "tie_word_embeddings": False}
+# A model_type, and settings other than the defaults of any reader.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Llama": ("llama", GROUPED),
+    "Llama, head and embeddings adapted": ("llama", {**GROUPED, "tie_word_embeddings": True}),
+    "Llama 3.1": ("llama", {**GROUPED, "rope_theta": None, "rope_parameters": LLAMA3}),
+    "Mistral": ("mistral", {**GROUPED, "sliding_window": 8}),
+    "Qwen2": ("qwen2", {**GROUPED, "tie_word_embeddings": True}),
+    "Qwen3": ("qwen3", {**GROUPED, "head_dim": 8}),
+    "Gemma": ("gemma", GEMMA),
+    "Gemma 2": ("gemma2", GEMMA),
+    "Gemma 3": ("gemma3_text", GEMMA3),
+    "Phi": ("phi", USUAL),
+    "Phi-3": ("phi3", GROUPED),
+    "Phi-3, long": ("phi3", {**GROUPED, "original_max_position_embeddings": 64, "rope_parameters": LONG}),
+    "SmolLM3": ("smollm3", GROUPED),
+    "GPT-2": ("gpt2", SMALL_GPT2),
+    "GPT-2, head adapted": ("gpt2", SMALL_GPT2),
+    "GPT-NeoX": ("gpt_neox", {**USUAL, "rotary_emb_base": 50000, "rotary_pct": 0.5}),
+    "OPT": ("opt", SMALL_OPT),
+    "BLOOM": ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}),
+    "MPT": ("mpt", SMALL_MPT),
+    "StableLM": ("stablelm", GROUPED),
+    "Granite": ("granite", GROUPED),
+    "Falcon": ("falcon", {**SIZES, "rope_theta": 1e6}),
+    "Mixtral": ("mixtral", {**GROUPED, "num_local_experts": 4, "rope_theta": 3e4}),
+}
+
+
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer with a chat template, which puts a space before the first word."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|extra|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator([greedy_answers.__doc__ or ""], trainer)
+    more = {"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|extra|>"]}
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=CHAT_TEMPLATE, **TOKENS, **more)
+
+
+def write_base(folder: Path, name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Save a model with random weights as transformers 5 does."""
+    kind, settings = MODELS[name]
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **settings, **ids, pad_token_id=ids["eos_token_id"])
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_adapter(base: Path, folder: Path, name: str) -> PeftModel:
+    """Save an adapter with random weights, and return the base with it."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    targets: Any = "all-linear"
+    if "adapted" in name:
+        targets = ["c_attn", "lm_head"] if "GPT-2" in name else ["q_proj", "embed_tokens", "lm_head"]
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets, init_lora_weights=False)
+    model = get_peft_model(model, config)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with transformers 4.57; skip where it cannot be installed."""
+    folder = tmp_path_factory.mktemp("packages")
+    if problem := older_transformers.install(folder):
+        pytest.skip(problem)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def readings(packages: Path, small_params: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Readings]:
+    """Return for each model PEFT's own answers, and what transformers 4.57 and 5 make of the export."""
+    root, tokenizer = tmp_path_factory.mktemp("models"), chat_tokenizer()
+    expected, folders = {}, {}
+    for number, name in enumerate(MODELS):
+        folder = root / str(number)
+        folder.mkdir()
+        (folder / "params.yaml").write_text(small_params, encoding="utf-8")
+        write_base(folder / "models/base", name, tokenizer)
+        model = write_adapter(folder / "models/base", folder / "models/adapter", name)
+        loaded = AutoTokenizer.from_pretrained(folder / "models/base")
+        expected[name] = [answer for _, answer in greedy_answers.answers(loaded, model)]
+        assert run_here(main, folder, "export").stderr == "", name
+        folders[name] = str(folder / "models/exported")
+    old, new = (older_transformers.describe(list(folders.values()), one) for one in (packages, None))
+    assert old["version"].startswith("4.57.") and new["version"].startswith("5.")
+    return {name: (expected[name], old[folder], new[folder]) for name, folder in folders.items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_give_the_token_ids_and_the_answers_of_the_adapter(readings: dict[str, Readings], name: str) -> None:
+    expected, old, new = readings[name]
+    assert old == new
+    assert [answer for _, answer in new["answers"]] == expected
+    assert len({tuple(answer) for answer in expected}) > 1
+
+
+def test_both_read_the_default_model_alike(packages: Path, tmp_path: Path) -> None:
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    base = tmp_path / "models/base"
+    base.mkdir(parents=True)
+    path, package = package_file(read_params(ROOT / "params.yaml").section(Model).source)
+    convert_gguf(path, base, "float32", package)
+    model = adapted(AutoModelForCausalLM.from_pretrained(base), std=0.02)
+    model.save_pretrained(tmp_path / "models/adapter", save_embedding_layers=False)
+    assert run_here(main, tmp_path, "export").returncode == 0
+    folder = tmp_path / "models/exported"
+    old, new = (older_transformers.describe([str(folder)], one)[str(folder)] for one in (packages, None))
+    assert old == new
+    text = AutoTokenizer.from_pretrained(folder).decode(new["answers"][0][1])
+    assert len(set(text.split())) > 5  # words, as far as a random adapter leaves them

@@ -1,0 +1,104 @@
+"""Tiny models with random weights of many architectures, as folders that the pipeline can fetch.
+
+All have one tokenizer of ASCII characters with a ChatML-like template. What makes an architecture special (windows, caps, learned
+positions, experts, biases) is in its settings, small enough that rows of a few dozen tokens reach it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+WINDOW = 24  # tokens that a windowed layer sees, fewer than any row has
+POSITIONS = 512
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": POSITIONS,
+}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+ALTERNATING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+GRANITE = {"embedding_multiplier": 6.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2, "logits_scaling": 4.0}
+
+# By name: transformers' model type, and settings beside SIZES.
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "mistral": ("mistral", {"sliding_window": 4096}),
+    "mistral_window": ("mistral", {"sliding_window": WINDOW}),
+    "qwen2": ("qwen2", {}),
+    "qwen2_window": ("qwen2", {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": WINDOW}),
+    "qwen3": ("qwen3", {}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {**ALTERNATING, "query_pre_attn_scalar": 16, "final_logit_softcapping": 4.0}),
+    "gemma3": ("gemma3_text", {**ALTERNATING, "query_pre_attn_scalar": 16}),
+    "phi": ("phi", {"partial_rotary_factor": 0.5}),
+    "phi3": ("phi3", {"sliding_window": WINDOW}),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0]}),
+    "gpt2": ("gpt2", {}),
+    "gpt_neox": ("gpt_neox", {"rotary_pct": 0.25}),
+    "opt": ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 16}),
+    "bloom": ("bloom", {"max_position_embeddings": None, "tie_word_embeddings": False}),
+    "mpt": ("mpt", {"max_position_embeddings": None, "max_seq_len": POSITIONS}),
+    "stablelm": ("stablelm", {"partial_rotary_factor": 0.25, "use_qkv_bias": True}),
+    "granite": ("granite", GRANITE),
+    "falcon": ("falcon", {"head_dim": None, "multi_query": True}),
+    "falcon_alibi": ("falcon", {"head_dim": None, "alibi": True}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, **EXPERTS}),
+    "qwen3_moe": ("qwen3_moe", {"num_experts": 4, **EXPERTS}),
+    "olmo2": ("olmo2", {}),
+    "cohere": ("cohere", {"logit_scale": 0.25}),
+    "starcoder2": ("starcoder2", {"sliding_window": WINDOW}),
+    "gptj": ("gptj", {"rotary_dim": 4}),
+    "gpt_oss": ("gpt_oss", {**ALTERNATING, "num_local_experts": 4, **EXPERTS}),
+    "gpt_neo": ("gpt_neo", {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW}),
+    "mamba": ("mamba", {"max_position_embeddings": None}),  # recurrent
+}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of printable ASCII characters and the line end, with the control tokens of ChatML.
+
+    Each token is a visible character, so that other tokens are another text.
+    """
+    printable = [chr(byte) for byte in range(33, 127)]
+    bpe = Tokenizer(models.BPE({letter: number for number, letter in enumerate([*printable, "\u0120", "\u010a"])}, []))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_special_tokens([AddedToken(name, special=True) for name in ("<|im_start|>", "<|im_end|>", "<pad>")])
+    made = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<pad>")
+    made.chat_template = CHAT_TEMPLATE
+    return made
+
+
+def write_architecture(folder: Path, name: str, **more: Any) -> PreTrainedModel:
+    """Write the model folder of an architecture; `more` changes its configuration."""
+    kind, settings = ARCHITECTURES[name]
+    tokens = tokenizer()
+    ids = {"eos_token_id": tokens.eos_token_id, "pad_token_id": tokens.pad_token_id, "bos_token_id": None}
+    values = {**SIZES, **settings, **more}
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokens), **ids, **{key: value for key, value in values.items() if value is not None}
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():  # far from the small numbers of an untrained model, which hide mistakes
+        for weight in model.parameters():
+            if weight is model.get_input_embeddings().weight:
+                weight.normal_(std=0.1)  # small beside what layers add, so that no model repeats its last token
+            elif weight.ndim > 1:
+                weight.normal_(std=0.4)
+            else:
+                weight.add_(torch.randn_like(weight) * 0.1)
+    model.save_pretrained(folder)
+    tokens.save_pretrained(folder)
+    return model
