@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from howto.core.errors import UserError, is_out_of_memory, one_line
 from howto.core.hashing import sha256_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 BASE_HASH_FILE = "base_model.json"  # in an adapter's folder: the hash of the weights that it was trained on
 FROM_DISK = {"local_files_only": True, "trust_remote_code": False}
@@ -32,6 +32,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not tokenizer.chat_template:
         raise UserError(f"{folder}: the tokenizer has no chat template. Use a chat model as the base.")
     return tokenizer
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """Return the configuration of a Hugging Face folder. Raise UserError if it is missing or damaged."""
+    _check_model_folder(folder)
+    try:
+        return AutoConfig.from_pretrained(folder, **FROM_DISK)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: cannot read config.json ({one_line(error)}). {_fix(folder)}") from None
 
 
 def load_base(folder: Path, precision: str, device: torch.device) -> PreTrainedModel:

@@ -27,9 +27,10 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Path) -> PeftModel:
     """
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     _check_names(linear, lora, int(model.config.get_text_config(decoder=True).num_hidden_layers))
-    targets, head = lora.target_modules, model.get_output_embeddings()
+    head, targets = model.get_output_embeddings(), lora.target_modules
+    kinds = sorted({name.split(".")[-1] for name in linear if model.get_submodule(name) is not head})
     if lora.layers is not None and targets == "all-linear":  # PEFT does not support both
-        targets = sorted({name.split(".")[-1] for name in linear if model.get_submodule(name) is not head})
+        targets = kinds
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -47,22 +48,26 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Path) -> PeftModel:
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:  # what PEFT checks itself
-        if "ParamWrapper" in str(error):
-            kind, key = type(model).__name__, "dropout" if "dropout" in str(error) else "dora"
-            others = ", ".join(sorted({name.split(".")[-1] for name in linear if model.get_submodule(name) is not head}))
-            raise UserError(
-                f"params.yaml: train.lora.{key}: the experts of {kind} are trained without it. Set it to "
-                f"{'0.0' if key == 'dropout' else 'false'}, or set train.lora.target_modules to layers outside the "
-                f"experts: {others}."
-            ) from None
-        if "Mamba" in str(error):
-            raise UserError(
-                f"params.yaml: train.lora.exclude_modules: PEFT cannot adapt out_proj of "
-                f"{type(model).__name__}. Add out_proj there."
-            ) from None
-        raise UserError(f"params.yaml: train.lora: {one_line(error)}") from None
+        refusal = _refusal(type(model).__name__, kinds, str(error)) or f": {one_line(error)}"
+        raise UserError(f"params.yaml: train.lora{refusal}") from None
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     return adapted
+
+
+def _refusal(model: str, kinds: list[str], error: str) -> str:
+    """Return key, reason and remedy for what PEFT does not adapt in some architectures; "" for other errors.
+
+    `kinds` are the names of the linear layers.
+    """
+    if "Mamba" in error:
+        return f".exclude_modules: PEFT does not adapt out_proj of {model}. Add out_proj to the list."
+    if "ParamWrapper" not in error:
+        return ""
+    key, off = ("dropout", "0.0") if "dropout" in error else ("dora", "false")
+    return (
+        f".{key}: PEFT has none for the experts of {model}. Set it to {off}, or set train.lora.target_modules to the "
+        f"layers outside the experts: [{', '.join(kinds)}]."
+    )
 
 
 def _check_names(linear: set[str], lora: Lora, layers: int) -> None:
