@@ -82,7 +82,8 @@ class Generator:
         """
         rows = [row for row in rows if row.prompt and len(row) <= self._longest_row]
         self._check_length(max(map(len, rows), default=0))
-        means = mean_log_probabilities(self._cache, rows, int(self._model.config.vocab_size), group)
+        vocabulary = int(self._model.config.get_text_config(decoder=True).vocab_size)
+        means = mean_log_probabilities(self._cache, rows, vocabulary, group)
         return {row.id: round(mean, 6) for row, mean in zip(rows, means, strict=True)}
 
     def generate(
