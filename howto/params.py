@@ -38,10 +38,15 @@ def read_params(path: Path = PARAMS) -> Params:
     sections of the active profile contradict each other. The message names file and key, and mostly the line.
     """
     params = read_sections(path, SECTIONS)
+    check_sizes(params)
+    return params
+
+
+def check_sizes(params: Params) -> None:
+    """Raise UserError if the sizes of the splits contradict each other, or leave no row to be scored."""
     split = params.section(ProfilePrepare).applied_to(params.section(Prepare)).split
     if split.test == 0 and not params.section(Data).test_source:
         raise UserError(
-            f"{path}: prepare.split.test with the profile's own prepare: 0 leaves no row to be scored. Raise it, or "
-            f"name held-out rows in profiles.{params.profile}.data.test_source."
+            f"{params.path}: prepare.split.test with the profile's own prepare: 0 leaves no row to be scored. Raise "
+            f"it, or name held-out rows in profiles.{params.profile}.data.test_source."
         )
-    return params

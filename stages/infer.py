@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from howto.core.config import Params
-from howto.core.errors import reports_errors
+from howto.core.errors import UserError, reports_errors
 from howto.core.output_lock import output_lock
 from howto.core.paths import ADAPTER, BASE, CHECKPOINTS, PREDICTIONS, TEST
 from howto.core.schema import Prediction, Row, read_rows, write_rows
@@ -100,11 +100,19 @@ def predict(params: Params, model: str, processes: int | None) -> None:
 def answer_rows(
     generator: Generator, rows: list[Row], seeds: list[int], folder: Path, group: ProcessGroup
 ) -> list[Prediction]:
-    """Return a prediction for each row and seed. Those in the logs in `folder`, one for each process, are kept."""
+    """Return a prediction for each row and seed. Those in the logs in `folder`, one for each process, are kept.
+
+    Raise UserError if every prompt is too long.
+    """
     from howto.inference.decoder import Request
     from howto.inference.resume_log import open_log, read_log
 
     encoded = [generator.encode(row) for row in rows]
+    if not any(row.prompt for row in encoded):
+        raise UserError(
+            f"{TEST}: none of the {len(rows)} prompts fits into {generator.longest_prompt} tokens. Lower "
+            "infer.max_new_tokens in params.yaml, raise infer.max_prompt_tokens, or take a model with a larger window."
+        )
     log_probabilities = generator.reference_log_probabilities(encoded, group)
     logs = sorted(folder.glob("answers*.jsonl")) if group.local_rank == 0 else []
     found = _gather(group, [prediction for path in logs for prediction in read_log(path, Prediction)])
@@ -126,6 +134,8 @@ def answer_rows(
             log(prediction)
             own.append(prediction)
     found |= _gather(group, own)
+    if group.rank == 0 and (too_long := sum(not row.prompt for row in encoded)):
+        print(f"infer: {too_long} prompts are longer than {generator.longest_prompt} tokens, and have empty answers")
     if group.rank == 0 and (shortened := sum(row.is_shortened for row in encoded)):
         print(f"infer: {shortened} contexts were shortened to prompts of {generator.longest_prompt} tokens")
     return [found[row.id, seed] for row in rows for seed in seeds]

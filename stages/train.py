@@ -19,7 +19,7 @@ from howto.core.config import Params
 from howto.core.errors import UserError, reports_errors
 from howto.core.output_lock import output_lock
 from howto.core.paths import ADAPTER, BASE, CHECKPOINTS, METRICS, TRAIN, TRAINING, VALIDATION
-from howto.core.schema import Row, read_rows
+from howto.core.schema import Row, number_rows, read_rows
 from howto.core.workers import usable_cores
 from howto.modeling.config import Machine, ProfileMachine
 from howto.modeling.distributed.launch import host_count, in_process_group, launch, processes_per_host
@@ -86,6 +86,7 @@ def train(params: Params, group: ProcessGroup) -> None:
     fingerprint = Fingerprint([TRAIN, VALIDATION, BASE], params, [Train, ProfileTrain, Machine, ProfileMachine], CODE)
     group.check_same(fingerprint.parts(**versions(group.device)))
     chat = load_chat(BASE)
+    check_lengths(params, shared, chat)
     train_set, validation_set, left_out = read_examples(chat, shared)
 
     torch.manual_seed(shared.seed)  # before the adapter is initialised
@@ -123,6 +124,31 @@ def train(params: Params, group: ProcessGroup) -> None:
         write_json(TRAINING, summary(curve, rows, response_tokens, trainer.trainable))
         report(curve, rows, seconds, peak_bytes(group.device))
         checkpoints.remove()
+
+
+def check_lengths(params: Params, shared: Train, chat: Chat) -> None:
+    """Check that the base has room for the rows of training, and for a prompt and its answer in `infer`.
+
+    Raise UserError if it has not. The params of `infer` are read for nothing else.
+    """
+    from howto.modeling.collate import encode_row
+    from howto.modeling.context_window import context_window, longest_prompt
+    from howto.modeling.loading import load_config
+
+    window = context_window(load_config(BASE))
+    if shared.max_length > window:
+        raise UserError(
+            f"params.yaml: train.max_length: expected at most {window:,}, the context window of {BASE}, got "
+            f"{shared.max_length:,}. Lower it."
+        )
+    shared_infer, own = params.value("infer"), params.value(f"profiles.{params.profile}.infer")
+    answer, prompt = (own.get(key) or shared_infer[key] for key in ("max_new_tokens", "max_prompt_tokens"))
+    room = longest_prompt(window, answer, prompt, BASE)
+    if not any(encode_row(chat, row, max_prompt=room).prompt for _, row in number_rows(TRAIN, Row)):
+        raise UserError(
+            f"params.yaml: infer: no prompt in {TRAIN} fits into {room:,} tokens. Lower infer.max_new_tokens "
+            f"({answer:,}), or raise infer.max_prompt_tokens."
+        )
 
 
 def read_examples(chat: Chat, shared: Train) -> tuple[list[Example], list[Example], int]:

@@ -3,7 +3,8 @@
 import re
 from typing import NamedTuple
 
-NUMBER = re.compile(r"^[^\S\n]*(\d+)[.)]\s+\S", re.MULTILINE)
+WIDE = "\uff0e\u3001\uff09"  # behind a number in Chinese and Japanese, where no space follows
+NUMBER = re.compile(rf"^[^\S\n]*(\d+)(?:[.)]\s+\S|[.){WIDE}]\s*[^\s\x00-\x7f])", re.MULTILINE)
 
 
 def step_numbers(text: str) -> list[int]:
@@ -62,7 +63,7 @@ def _item(number: int) -> re.Pattern[str]:
 
     The decimal 1.5, the time 1:30 and the score 1 - 0 do not match.
     """
-    marker = rf"\(?{number}[.):][*_]*(?:[ \t]+\S|[^\s\d*_])|{number} [-\u2013] [^\s\d]"
+    marker = rf"\(?{number}[.):{WIDE}][*_]*(?:[ \t]+\S|[^\s\d*_])|{number} [-\u2013] [^\s\d]"
     return re.compile(rf"^[ \t]*(?:#+ )?[*_]*(?:{marker})", re.MULTILINE)
 
 

@@ -104,7 +104,7 @@ def _parsed(value: object, where: str) -> list[Any]:
             value = json.loads(value)
         except (ValueError, RecursionError):
             raise BadRow(f"{where}: expected a list of messages as JSON, got {value!r:.40}") from None
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict) and not value.keys().isdisjoint(ROLE_KEYS):
         lists = list(value.values())
         if all(isinstance(one, list) and len(one) == len(lists[0]) for one in lists):
             value = [dict(zip(value, item, strict=True)) for item in zip(*lists, strict=True)]

@@ -139,7 +139,7 @@ class RowFormats:
             context, name = None, " and ".join(map(repr, filter(None, (instruction, response))))
             if instruction == "instruction" and response in ("output", None) and ALPACA_CONTEXT in there:
                 if self._columns.context in there - {ALPACA_CONTEXT}:
-                    continue  # either of the two could be the context
+                    break  # either of the two could be the context
                 context, name = ALPACA_CONTEXT, f"{name}, with the context in {ALPACA_CONTEXT!r}"
             found.append(
                 RowFormat(
@@ -184,14 +184,14 @@ class ColumnUse:
 
     def check(self) -> None:
         """Raise UserError if no row has a column that `prepare.columns` names, while another column is not read."""
-        for key in ("messages", *OPTIONAL):
-            name = getattr(self._columns, key)
-            if name and name not in self._read and key in {*self._may_lack, "messages"}:
-                raise UserError(
-                    f"params.yaml: prepare.columns.{key}: no row has a column {name!r}. The rows have "
-                    f"{listed(list(self._read))}, and these are not read: {listed(list(self._unread))}. Name one of "
-                    "them, or set the key to null."
-                )
+        named = {key: name for key in ("messages", *OPTIONAL) if (name := getattr(self._columns, key))}
+        keys = [key for key in named if named[key] not in self._read and key in {*self._may_lack, "messages"}]
+        if keys:
+            raise UserError(
+                f"params.yaml: {' and '.join(f'prepare.columns.{key}' for key in keys)}: no row has a column "
+                f"{' or '.join(repr(named[key]) for key in keys)}. The rows have {listed(list(self._read))}, and these "
+                f"are not read: {listed(list(self._unread))}. Name one of them, or set the key to null."
+            )
 
     def lines(self) -> list[str]:
         """Return a line for each usual format that was found, and one for the columns that are not read."""

@@ -17,8 +17,8 @@ Answers = list[list[Prediction]]  # [rows][seeds] of one model
 def read_predictions(folder: Path, rows: Sequence[Row], test: Path) -> dict[str, Answers]:
     """Return each model's answers to the rows of `test`, in the order of the rows and of the seeds.
 
-    Raise UserError if a file is missing or damaged, does not answer each row once per seed, or the seeds of the two
-    models differ. The message names lines and rows.
+    Raise UserError if a file is missing or damaged, does not answer each row once per seed, has empty answers alone, or
+    the seeds of the two models differ. The message names lines and rows.
     """
     answers = {model: read_answers(folder / f"{model}.jsonl", rows, test) for model in MODELS}
     base, adapter = ([answer.seed for answer in answers[model][0]] for model in MODELS)
@@ -45,7 +45,24 @@ def read_answers(path: Path, rows: Sequence[Row], test: Path) -> Answers:
         ids = ", ".join(missing[:SHOWN_IDS]) + (", ..." if len(missing) > SHOWN_IDS else "")
         lack = f"{len(missing)} of the {len(rows)} rows of {test} lack an answer (seeds {sorted(seeds)})"
         raise UserError(f"{path}: {lack}: {ids}. {again}")
+    found = [answer for of_row in by_seed for answer in of_row.values()]
+    if not any(answer.text for answer in found):
+        raise UserError(f"{path}: all {len(found)} answers are empty: {_reason(found, path.stem)} {again}")
     return [[of_row[seed] for seed in sorted(of_row)] for of_row in by_seed]
+
+
+def _reason(empty: Sequence[Prediction], model: str) -> str:
+    """Return the likely reason why all answers of "base" or "adapter" are empty, and what to do."""
+    stops = {answer.stop for answer in empty}
+    if stops == {"too_long"}:
+        return "each prompt is too long. Lower infer.max_new_tokens, or raise infer.max_prompt_tokens."
+    if stops == {"length"}:
+        return "each has control tokens or white space alone. Raise infer.max_new_tokens, or take another base."
+    if model == "base":
+        return (
+            "the model ends each at once, so its chat template may not be the one of its training. Take a chat model."
+        )
+    return "the model ends each at once. Lower learning_rate, or look at the outputs in data/prepared/train.jsonl."
 
 
 def check_against_lock(path: Path, lock: Path, values: dict[str, Any], params_path: Path) -> None:

@@ -82,7 +82,8 @@ class Generator:
         """
         rows = [row for row in rows if row.prompt and len(row) <= self._longest_row]
         self._check_length(max(map(len, rows), default=0))
-        means = mean_log_probabilities(self._cache, rows, int(self._model.config.vocab_size), group)
+        vocabulary = int(self._model.config.get_text_config(decoder=True).vocab_size)
+        means = mean_log_probabilities(self._cache, rows, vocabulary, group)
         return {row.id: round(mean, 6) for row, mean in zip(rows, means, strict=True)}
 
     def generate(
@@ -139,8 +140,9 @@ class Generator:
 def use_unmerged_adapter(adapted: PeftModel, dtype: torch.dtype, probe: list[int]) -> None:
     """Compute an adapter beside its base, in the base's precision; `probe` is a prompt to check fast paths with."""
     use_fused_lora(adapted, 0.0)
-    for weight in adapted.parameters():
-        weight.data = weight.data.to(dtype)
+    if adapted.peft_config["default"].peft_type == "LORA":  # other kinds have buffers too, of which PEFT takes care
+        for weight in adapted.parameters():
+            weight.data = weight.data.to(dtype)
     if next(adapted.parameters()).device.type == "cuda":
         use_grouped_lora(adapted, probe)
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError, safe_open
 
-from howto.core.errors import UserError, one_line
+from howto.core.errors import UserError, is_out_of_memory, one_line
 from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error
 from howto.modeling.loading import BASE_HASH_FILE, weights_sha256
 
@@ -57,6 +57,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, base: Path) -> PeftModel:
             adapted = PeftModel.from_pretrained(model, str(folder))
             unused = adapted.load_adapter(str(folder), "default").unexpected_keys  # PEFT does not mention these
         except PEFT_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
             problem = one_line(error)
     if not problem and unused:
         problem = f"{len(unused)} of its weights have no place there, such as {unused[0]}"
@@ -68,8 +70,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, base: Path) -> PeftModel:
     lora_b = [weight for name, weight in adapted.named_parameters() if "lora_B" in name]
     if not any(bool(weight.any()) for weight in lora_b) and torch.equal(_logits(adapted, probe), before):
         raise UserError(f"{folder}: the adapter changes nothing. {_fix(folder)}")
-    ends = model.get_input_embeddings(), model.get_output_embeddings()
-    if any(isinstance(end, BaseTunerLayer) and not isinstance(end, TrainableTokensLayer) for end in ends):
+    if _tells_head_from_embeddings(model):
         untie_head(model)
     return adapted
 
@@ -82,15 +83,15 @@ def merge_adapter(adapted: PeftModel, folder: Path) -> PreTrainedModel:
     """
     config, model = adapted.peft_config["default"], adapted.get_base_model()
     what, probe = f"{folder}: this {_kind(config)} adapter cannot be merged", _probe(model, config)
-    expected = _logits(adapted, probe)
     try:
+        expected = _logits(adapted, probe)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that head and embeddings were tied
             merged: PreTrainedModel = adapted.merge_and_unload()
     except (NotImplementedError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(
-            f"{folder}: this {_kind(config)} adapter cannot be merged ({one_line(error)}). {OTHER_KIND}"
-        ) from None
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{what} ({one_line(error)}). {OTHER_KIND}") from None
     if not relative_error(_logits(merged, probe), expected) <= HIDDEN_STATE_TOLERANCE[torch.float32]:  # also if NaN
         raise UserError(f"{what} (the merged weights give other logits). {OTHER_KIND}")
     return merged
@@ -98,12 +99,24 @@ def merge_adapter(adapted: PeftModel, folder: Path) -> PreTrainedModel:
 
 def untie_head(model: PreTrainedModel) -> None:
     """Give the output head a copy of the matrix that it shares with the input embeddings, if it does."""
-    embeddings, head = (
-        end.get_base_layer() if isinstance(end, BaseTunerLayer) else end
-        for end in (model.get_input_embeddings(), model.get_output_embeddings())
-    )
+    embeddings, head = _without_adapter(model.get_input_embeddings()), _without_adapter(model.get_output_embeddings())
     if head is not None and head.weight is embeddings.weight:
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), head.weight.requires_grad)
+
+
+def _tells_head_from_embeddings(model: PreTrainedModel) -> bool:
+    """Return whether the adapter on `model` changes the output head or the embeddings, and not both as one."""
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    single_tokens = getattr(ends[1], "token_adapter", ends[1])
+    if getattr(single_tokens, "tied_adapter", None):
+        return False
+    return any(isinstance(end, BaseTunerLayer | AuxiliaryTrainingWrapper) for end in ends)
+
+
+def _without_adapter(module: Any) -> Any:
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        return module.original_module
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 def _read_config(folder: Path) -> PeftConfig:

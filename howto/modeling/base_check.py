@@ -62,15 +62,12 @@ def check_base(folder: Path, tokenizer: PreTrainedTokenizerBase, source: str) ->
     tensors = _tensors(folder)
     if others := [name for name, (kind, _) in tensors.items() if WEIGHT.search(name) and kind not in PLAIN_TYPES]:
         raise _quantised(source, f"{others[0]} has type {tensors[others[0]][0]}")
-    rows = _embedding_rows(config, tensors)
-    size = int(config.get_text_config(decoder=True).vocab_size)
-    if rows < size:
-        raise UserError(f"{source}: config.json has vocab_size {size}, but the embeddings have {rows} rows. {OTHER}")
+    rows = _embedding_rows(config, tensors, source)
     if beyond := {number: token for number, token in _tokens(folder, tokenizer).items() if number >= rows}:
         raise UserError(
-            f"{source}: {len(beyond)} of its tokenizer's tokens without an embedding: {beyond[min(beyond)]!r} has id "
-            f"{min(beyond)}, and the embeddings have {rows} rows. Take the tokenizer that the model was trained with, or "
-            "another model."
+            f"{source}: {len(beyond)} of its tokenizer's tokens have no embedding: {beyond[min(beyond)]!r} has id "
+            f"{min(beyond)}, and the embeddings have {rows} rows. Take the tokenizer that the model was trained with, "
+            "or another model."
         )
 
 
@@ -121,10 +118,11 @@ def _tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return tokens | {number: str(tokenizer.convert_ids_to_tokens(number)) for number in used}
 
 
-def _embedding_rows(config: PreTrainedConfig, tensors: dict[str, tuple[str, list[int]]]) -> int:
+def _embedding_rows(config: PreTrainedConfig, tensors: dict[str, tuple[str, list[int]]], source: str) -> int:
     """Return the number of rows of the input embeddings in the weights.
 
-    A model of this configuration, without weights, knows their name; in a file it may lack or have a prefix.
+    A model of this configuration, without weights, knows their name; in a file it may lack or have a prefix. Raise
+    UserError if the model has another number of rows.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -133,5 +131,8 @@ def _embedding_rows(config: PreTrainedConfig, tensors: dict[str, tuple[str, list
         model = AutoModelForCausalLM.from_config(config)
     embeddings = model.get_input_embeddings().weight
     own = next(f".{name}" for name, weight in model.named_parameters() if weight is embeddings)
-    rows = [shape[0] for name, (_, shape) in tensors.items() if own.endswith(f".{name}") or f".{name}".endswith(own)]
-    return int(max(rows, default=len(embeddings)))
+    for name, (_, shape) in tensors.items():
+        if (own.endswith(f".{name}") or f".{name}".endswith(own)) and shape[0] != len(embeddings):
+            what = f"config.json has vocab_size {len(embeddings)}, but the embeddings have {shape[0]} rows"
+            raise UserError(f"{source}: {what}. {OTHER}")
+    return len(embeddings)

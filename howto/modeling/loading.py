@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from howto.core.errors import UserError, is_out_of_memory, one_line
 from howto.core.hashing import sha256_of
 from howto.modeling.chat import Chat
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 BASE_HASH_FILE = "base_model.json"  # in an adapter's folder: the hash of the weights that it was trained on
 CHAT_FILE = "chat.json"  # in a base's folder, if params.yaml gives a date for its chat template
@@ -63,6 +63,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: damaged. {_fix(path.parent)}")
     return value
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """Return the configuration of a Hugging Face folder. Raise UserError if it is missing or damaged."""
+    _check_model_folder(folder)
+    try:
+        return AutoConfig.from_pretrained(folder, **FROM_DISK)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: cannot read config.json ({one_line(error)}). {_fix(folder)}") from None
 
 
 def load_base(folder: Path, precision: str, device: torch.device) -> PreTrainedModel:

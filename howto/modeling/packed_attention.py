@@ -106,7 +106,9 @@ class _CausalAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+    def forward(  # noqa: PLR0917
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
+    ) -> Tensor:
         """Return [heads, length, size] for `query` of that shape; `key` and `value` may have fewer heads."""
         scaled = query * scaling
         ctx.save_for_backward(scaled, key, value)

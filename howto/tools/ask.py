@@ -96,7 +96,7 @@ class Assistant:
         from howto.inference.generator import Generator
 
         if adapter:
-            _note_other_base(adapter, params.section(Model).source)
+            note_differences(adapter, params.section(Model).source)
         self.decoding = profile.decoding(params.section(Infer))
         size, precision = profile.batch_size, machine.precision
         self.generator = Generator(BASE, adapter, self.decoding, batch_size=size, precision=precision, device=device)
@@ -272,14 +272,22 @@ def _print_errors(errors: list[str]) -> None:
         print(f"error: {error}", file=sys.stderr)
 
 
-def _note_other_base(adapter: Path, source: str) -> None:
-    """Print a note if an adapter of another program names a base other than this one, which came from `source`."""
-    from howto.modeling.loading import BASE_HASH_FILE
+def note_differences(adapter: Path, source: str) -> None:
+    """Print a note if an adapter of another program does not go with this base, which came from `source`.
 
+    It may name another base, or have a chat template of its own, which is not used.
+    """
+    from howto.modeling.loading import BASE_HASH_FILE
+    from howto.tools.older_readers import chat_template
+
+    if (adapter / BASE_HASH_FILE).is_file():
+        return
     try:
         config = json.loads((adapter / "adapter_config.json").read_bytes())
-        base = str(config["base_model_name_or_path"] or source)
+        base, template = str(config["base_model_name_or_path"] or source), chat_template(adapter)
     except (OSError, ValueError, TypeError, KeyError):
         return  # `load_adapter` reports what is wrong
-    if base != source and Path(base).absolute() != BASE.absolute() and not (adapter / BASE_HASH_FILE).is_file():
+    if base != source and Path(base).absolute() != BASE.absolute():
         print(f"note: {adapter} names the base {base}; it is used with {BASE}", file=sys.stderr)
+    if template and template != chat_template(BASE):
+        print(f"note: {adapter} has another chat template than {BASE}, whose template is used", file=sys.stderr)

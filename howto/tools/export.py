@@ -3,7 +3,7 @@
 howto export [--output FOLDER] [--adapter FOLDER]
 
 reads:   models/base/, models/adapter/, params.yaml, dvc.lock, metrics/evaluation.json
-writes:  models/exported/: weights, tokenizer with its chat template, LICENSE, NOTICE, and a model card
+writes:  models/exported/: weights, the base's own configuration and tokenizer, LICENSE, NOTICE, and a model card
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from howto.params import read_params
 from howto.sources.config import Data, Model, Source
 from howto.sources.files import copy_files, is_local
 from howto.sources.model_files import INDEX, check_model
+from howto.tools.ask import note_differences
 from howto.training.config import ProfileTrain, Train
 
 if TYPE_CHECKING:
@@ -81,8 +82,9 @@ def export(output: Path, adapter: Path | None) -> None:
     from howto.modeling.loading import load_base, weights_sha256
 
     own = adapter is None or adapter.resolve() == ADAPTER.resolve()
+    note_differences(adapter or ADAPTER, params.section(Model).source)
     base = load_base(BASE, "float32", torch.device("cpu"))  # so that the merged weights are rounded once
-    was_tied = base.config.tie_word_embeddings
+    was_tied = getattr(base.config, "tie_word_embeddings", False)
     merged = merge_adapter(load_adapter(base, adapter or ADAPTER, BASE), adapter or ADAPTER)
     with atomic_folder(output) as folder:
         _write_model(merged, folder, output, untied=was_tied and not merged.config.tie_word_embeddings)

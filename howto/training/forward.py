@@ -75,11 +75,15 @@ class Engine:
             probe.append(next(row for row in by_length if len(row) > window))
         kind = type(self.base).__name__
         with nonzero_adapter(model):
-            expected = self._own_states(probe)
+            try:
+                expected = self._own_states(probe)
+            except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise
+                problem = f"{kind} cannot compute a row with its adapter ({one_line(error)})"
+                raise UserError(f"train: {problem}. Leave out layers with train.lora.exclude_modules.") from None
             if not self._is_causal(probe[0], expected):
-                raise UserError(
-                    f"train: {kind} is no causal model: a token changes those before it. Take another base."
-                )
+                raise UserError(f"train: {kind} is not causal: a token changes those before it. Take another base.")
             if self.packing and not self._pack(probe, expected):
                 self.packing = False
                 print(f"train: slower, because rows of {kind} are padded: they cannot be packed", file=sys.stderr)

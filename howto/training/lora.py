@@ -35,9 +35,10 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Path) -> PeftModel:
     if lora.init == "olora" and any(isinstance(module, Conv1D) for module in linear.values()):
         raise UserError(f"params.yaml: train.lora.init: olora does not support {type(model).__name__}. Choose another.")
     targets, head = lora.target_modules, model.get_output_embeddings()
+    kinds = sorted({name.split(".")[-1] for name, module in linear.items() if module is not head})
     if targets == "all-linear":
         if lora.layers is not None:  # PEFT does not support both
-            targets = sorted({name.split(".")[-1] for name, module in linear.items() if module is not head})
+            targets = kinds
     elif any(module is head and _matches(name, targets) for name, module in linear.items()):
         untie_head(model)
         model.config.tie_word_embeddings = False
@@ -60,22 +61,26 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: Path) -> PeftModel:
             warnings.filterwarnings("ignore", ".*fan_in_fan_out")  # PEFT sets it itself for each layer
             adapted = get_peft_model(model, config)
     except ValueError as error:  # what PEFT checks itself
-        if "ParamWrapper" in str(error):
-            kind, key = type(model).__name__, "dropout" if "dropout" in str(error) else "dora"
-            others = ", ".join(sorted({name.split(".")[-1] for name, module in linear.items() if module is not head}))
-            raise UserError(
-                f"params.yaml: train.lora.{key}: the experts of {kind} are trained without it. Set it to "
-                f"{'0.0' if key == 'dropout' else 'false'}, or set train.lora.target_modules to layers outside the "
-                f"experts: {others}."
-            ) from None
-        if "Mamba" in str(error):
-            raise UserError(
-                f"params.yaml: train.lora.exclude_modules: PEFT cannot adapt out_proj of "
-                f"{type(model).__name__}. Add out_proj there."
-            ) from None
-        raise UserError(f"params.yaml: train.lora: {one_line(error)}") from None
+        refusal = _refusal(type(model).__name__, kinds, str(error)) or f": {one_line(error)}"
+        raise UserError(f"params.yaml: train.lora{refusal}") from None
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     return adapted
+
+
+def _refusal(model: str, kinds: list[str], error: str) -> str:
+    """Return key, reason and remedy for what PEFT does not adapt in some architectures; "" for other errors.
+
+    `kinds` are the names of the linear layers.
+    """
+    if "Mamba" in error:
+        return f".exclude_modules: PEFT does not adapt out_proj of {model}. Add out_proj to the list."
+    if "ParamWrapper" not in error:
+        return ""
+    key, off = ("dropout", "0.0") if "dropout" in error else ("dora", "false")
+    return (
+        f".{key}: PEFT has none for the experts of {model}. Set it to {off}, or set train.lora.target_modules to the "
+        f"layers outside the experts: [{', '.join(kinds)}]."
+    )
 
 
 def _check_names(linear: set[str], lora: Lora, layers: int) -> None:

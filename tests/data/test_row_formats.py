@@ -93,7 +93,9 @@ def test_alpaca_is_recognised_with_its_context_and_said_once(
 def test_a_named_column_that_no_row_has_stops_the_run_if_another_column_is_not_read(tmp_path: Path) -> None:
     rows = [{"instruction": row["instruction"], "passage": row["context"], "response": row["response"]} for row in ROWS]
     message = stop_of(tmp_path, {"some.jsonl": jsonl(rows)})
-    assert message.startswith("params.yaml: prepare.columns.context: no row has a column 'context'")
+    assert message.startswith(
+        "params.yaml: prepare.columns.context and prepare.columns.category: no row has a column 'con"
+    )
     assert "'instruction', 'response'" in message and "'passage'" in message
     named = with_params(columns=columns(context="passage"))
     assert "prepare.columns.category: no row has" in stop_of(

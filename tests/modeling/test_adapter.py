@@ -65,6 +65,7 @@ KINDS: dict[str, PeftConfig] = {
     "saved head and embeddings": lora(modules_to_save=["embed_tokens", "lm_head"]),
     "saved norm": lora(modules_to_save=["norm"]),
     "single tokens with LoRA": lora(trainable_token_indices=[5, 17]),
+    "single tokens of head and embeddings": lora(trainable_token_indices={"lm_head": [5], "embed_tokens": [7]}),
     "single tokens": peft.TrainableTokensConfig(**CAUSAL, token_indices=[5, 59]),
     "weights by name": lora(target_modules=["v_proj"], target_parameters=["q_proj.weight"]),
     "AdaLoRA": peft.AdaLoraConfig(**ATTENTION, total_step=10),

@@ -5,9 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
-from howto.core.errors import UserError
 from howto.modeling.packed_attention import packed_attention
 
 ENDS = [0, 3, 4, 11]
@@ -24,18 +22,35 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: li
     return packed_attention(torch.nn.Identity(), query, key, value, None, row_ends=row_ends, **more)[0]
 
 
+KINDS = [{}, {"sliding_window": 3}, {"sliding_window": 9}, {"softcap": 0.5}, {"sliding_window": 3, "softcap": 0.5}]
+
+
+def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kind: Any) -> torch.Tensor:
+    """Attend with all scores at once, masked by a loop."""
+    key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
+    scores = query @ key.transpose(2, 3) * 0.3
+    if softcap := kind.get("softcap"):
+        scores = softcap * torch.tanh(scores / softcap)
+    window, length = kind.get("sliding_window", query.shape[2]), query.shape[2]
+    seen = torch.tensor([[0 <= at - other < window for other in range(length)] for at in range(length)])
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("heads", [4, 2, 1])
 @pytest.mark.parametrize("ends", [ENDS, [2, 3, 4, 11]], ids=["rows", "shared prefix"])
-def test_outputs_and_gradients_are_those_of_rows_by_themselves(heads: int, ends: list[int]) -> None:
+def test_outputs_and_gradients_are_those_of_rows_by_themselves(
+    heads: int, ends: list[int], kind: dict[str, Any]
+) -> None:
     query, key, value = (part.requires_grad_() for part in (tensor(4), tensor(heads) + 1, tensor(heads) - 1))
-    attended = attend(query, key, value, ends)
+    attended = attend(query, key, value, ends, **kind)
     assert attended.shape == (1, 11, 4, 8)
     prefix = list(range(ends[0]))
     outputs: list[torch.Tensor] = []
     for start, end in pairwise(ends):
         places = [*prefix, *range(start, end)]
         q, k, v = (part[:, :, places] for part in (query, key, value))
-        row = scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True)
+        row = plain(q, k, v, **kind)
         outputs.append(row if not outputs else row[:, :, len(prefix) :])  # the prefix's outputs, once
     expected = torch.cat(outputs, dim=2).transpose(1, 2)
     torch.testing.assert_close(attended, expected)
@@ -44,10 +59,17 @@ def test_outputs_and_gradients_are_those_of_rows_by_themselves(heads: int, ends:
     torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize(
-    ("kind", "reason"), [({"softcap": 30.0}, "caps its scores"), ({"sliding_window": 6}, "a window of 6")]
-)
-def test_attention_of_another_kind_is_refused(kind: dict[str, float], reason: str) -> None:
-    with pytest.raises(UserError, match=f"train.packing: .*{reason}.* Set it to false"):
-        attend(tensor(2), tensor(2), tensor(2), ENDS, longest_row=7, **kind)
-    attend(tensor(2), tensor(2), tensor(2), ENDS, longest_row=7, sliding_window=7)  # no row is longer
+def test_low_precision_and_dropout_keep_the_window() -> None:
+    query, key, value = (tensor(2).bfloat16() for _ in range(3))
+    found = attend(query, key, value, [0, 11], longest_row=11, sliding_window=3).transpose(1, 2)
+    torch.testing.assert_close(found, plain(query, key, value, sliding_window=3), rtol=0.02, atol=0.02)
+    value = torch.zeros_like(value)
+    value[:, :, 0] = 1  # only the first token has a value, and only the first three see it
+    found = attend(query, key, value, [0, 11], longest_row=11, sliding_window=3, dropout=0.01)[0, :, 0, 0]
+    assert bool((found[3:] == 0).all()) and bool(found[:3].any())
+
+
+def test_attention_that_takes_another_tensor_is_refused() -> None:
+    with pytest.raises(ValueError, match="s_aux cannot be packed"):
+        attend(tensor(2), tensor(2), tensor(2), ENDS, s_aux=torch.zeros(2))
+    attend(tensor(2), tensor(2), tensor(2), ENDS, position_ids=torch.zeros(1, 11), s_aux=None)

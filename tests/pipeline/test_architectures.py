@@ -1,65 +1,37 @@
-"""Base and adapter of every architecture answer as transformers and PEFT do, or the pipeline stops before training."""
+"""Base and adapter of every architecture are trained and answer as transformers and PEFT do it, row by row."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from howto.core.schema import Prediction, Row, input_of, read_rows, write_rows
-from howto.modeling.loading import load_chat
-from tests.support.architectures import ARCHITECTURES, write_architecture
-from tests.support.in_process import edit_params, run_stage_here
+from howto.core.errors import UserError
+from howto.core.schema import Prediction, Row, read_rows
+from howto.modeling.collate import Example, encode
+from howto.modeling.fused_lora import relative_error
+from howto.modeling.loading import load_base, load_chat
+from howto.training.forward import Engine
+from howto.training.lora import trained_weights
+from tests.support.architectures import ARCHITECTURES, NEW_TOKENS, make_run
+from tests.support.in_process import run_stage_here
+from tests.support.models import SHARED, adapted, train_profile
 
 STAGES = ("fetch_model", "train", "infer@base", "infer@adapter", "evaluate")
-NEW_TOKENS = 12
-INSTRUCTION = "Write steps."
-
-
-def rows(count: int, name: str) -> list[Row]:
-    texts = [(f"How do I {name} {'a big ' * (n % 3)}boat?", "Note: row north." * (n % 4 == 3)) for n in range(count)]
-    return [
-        Row(
-            id=f"{name}{number}",
-            category="boats",
-            instruction=INSTRUCTION,
-            input=input_of(intent, context),
-            context=context,
-            output="1. Sit.\n2. Row." + " Rest." * (number % 3),
-        )
-        for number, (intent, context) in enumerate(texts)
-    ]
-
-
-def make_run(folder: Path, params: str, name: str, **settings: Any) -> None:
-    """Write what the stages from `fetch_model` on read, for the model of an architecture."""
-    write_architecture(folder / "model", name, **settings)
-    (folder / "params.yaml").write_text(params, encoding="utf-8")
-    for old, new in {
-        f"source: {re.search(r'source: (/.*/model)', params)[1]}\n": "source: ./model\n",  # type: ignore[index]
-        "epochs: 1 ": "steps: 2 ",
-        "learning_rate: 1.0e-2 ": "learning_rate: 1.0e-1 ",
-        "micro_batch_size: 8  ": "micro_batch_size: 4  ",
-        "max_new_tokens: 48  ": f"max_new_tokens: {NEW_TOKENS}  ",
-        "dropout: 0.05 ": "dropout: 0.0 ",
-    }.items():
-        edit_params(folder, old, new)
-    if name == "mamba":
-        edit_params(folder, "exclude_modules: null ", "exclude_modules: [out_proj] ")
-    for split, count in {"train": 6, "validation": 2, "test": 6}.items():
-        write_rows(folder / f"data/prepared/{split}.jsonl", rows(count, split))
+EXPERTS = ("mixtral", "qwen3_moe")  # PEFT adapts these, without dropout
+CPU = torch.device("cpu")
+RunOf = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def run_of(tmp_path_factory: pytest.TempPathFactory, small_params: str) -> Callable[[str], Path]:
-    """Return the finished run of an architecture, which is made once. Read-only."""
+def run_of(tmp_path_factory: pytest.TempPathFactory, small_params: str) -> RunOf:
+    """Return a function that gives the finished run of an architecture, which is made once. Read-only."""
     made: dict[str, Path] = {}
 
-    def make(name: str) -> Path:
+    def run(name: str) -> Path:
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
             make_run(folder, small_params, name)
@@ -69,33 +41,91 @@ def run_of(tmp_path_factory: pytest.TempPathFactory, small_params: str) -> Calla
             made[name] = folder
         return made[name]
 
-    return make
+    return run
+
+
+def examples(folder: Path, split: str) -> list[Example]:
+    rows = read_rows(folder / f"data/prepared/{split}.jsonl", Row)
+    return encode(load_chat(folder / "models/base"), rows, 512, shorten=False)
+
+
+def response_logits(model: PreTrainedModel | PeftModel, row: Example) -> torch.Tensor:
+    """Return the logits [response tokens, vocabulary] of a row by itself."""
+    ids = torch.tensor([[*row.prompt, *row.completion]])
+    return model(input_ids=ids).logits[0, len(row.prompt) - 1 : -1]  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_base_and_adapter_answer_as_generate_does(name: str, run_of: Callable[[str], Path]) -> None:
+def test_base_and_adapter_answer_as_generate_does(name: str, run_of: RunOf) -> None:
     folder = run_of(name)
-    chat = load_chat(folder / "models/base")
-    base = AutoModelForCausalLM.from_pretrained(folder / "models/base").eval()
-    found: dict[str, list[str]] = {}
-    for model in ("base", "adapter"):
-        if model == "adapter":
-            base = PeftModel.from_pretrained(base, folder / "models/adapter").eval()
-        predictions = read_rows(folder / f"data/predictions/{model}.jsonl", Prediction)
-        expected = []
-        for row, prediction in zip(read_rows(folder / "data/prepared/test.jsonl", Row), predictions, strict=True):
-            prompt = chat.prompt_ids(row)
-            settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "use_cache": True}
+    tokenizer = load_chat(folder / "models/base").tokenizer
+    model = AutoModelForCausalLM.from_pretrained(folder / "models/base").eval()
+    texts = {}
+    for kind in ("base", "adapter"):
+        if kind == "adapter":
+            model = PeftModel.from_pretrained(model, folder / "models/adapter").eval()
+        predictions = read_rows(folder / f"data/predictions/{kind}.jsonl", Prediction)
+        for row, prediction in zip(examples(folder, "test"), predictions, strict=True):
             with torch.inference_mode():
-                (ids,) = base.generate(input_ids=torch.tensor([prompt]), **settings)
-            answer = chat.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).strip()
-            expected.append(answer)
-            completion = chat.completion_ids(row)
-            with torch.inference_mode():
-                logits = base(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
-            mean = logits.log_softmax(1).gather(1, torch.tensor(completion)[:, None]).mean().item()
-            assert prediction.reference_log_probability == pytest.approx(mean, abs=1e-4)
-        found[model] = [prediction.text for prediction in predictions]
-        assert found[model] == expected
-    assert found["base"] != found["adapter"]
-    assert len(set(found["base"])) > 1
+                prompt = torch.tensor([row.prompt])
+                (ids,) = model.generate(input_ids=prompt, max_new_tokens=NEW_TOKENS, do_sample=False)
+                loss = cross_entropy(response_logits(model, row), torch.tensor(row.completion)).item()
+            assert prediction.text == tokenizer.decode(ids[len(row.prompt) :], skip_special_tokens=True).strip()
+            assert prediction.reference_log_probability == pytest.approx(-loss, abs=1e-4)
+        texts[kind] = [prediction.text for prediction in predictions]
+        assert len(set(texts[kind])) > 1, "answers that depend on nothing would prove nothing"
+    assert texts["base"] != texts["adapter"]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_loss_and_gradient_are_those_of_each_row_alone_in_peft(name: str, run_of: RunOf) -> None:
+    folder = run_of(name)
+    rows = examples(folder, "train")
+    exclude = ["out_proj"] if name == "mamba" else None
+
+    def model(dropout: float) -> PeftModel:
+        torch.manual_seed(0)  # of the adapter's A
+        return adapted(load_base(folder / "models/base", "float32", CPU), dropout=dropout, exclude_modules=exclude)
+
+    def engine(dropout: float) -> Engine:
+        shared = SHARED.model_copy(update={"lora": SHARED.lora.model_copy(update={"dropout": dropout})})
+        return Engine(model(dropout), rows, shared, train_profile(micro_batch_size=4), pad=0)
+
+    plain, total = model(0.0), torch.zeros(())
+    for row in rows:
+        total = total + cross_entropy(response_logits(plain, row), torch.tensor(row.completion), reduction="sum")
+    expected = torch.autograd.grad(total, list(trained_weights(plain).values()), materialize_grads=True)
+
+    ours = engine(0.0)
+    weights = list(trained_weights(ours.model).values())
+    for checkpointing in (False, True):
+        ours.set_checkpointing(checkpointing)
+        loss = sum((ours.loss(batch, seed=1) for batch in ours.batches(rows)), torch.zeros(()))
+        assert loss.item() == pytest.approx(total.item(), rel=1e-5)
+        found = torch.autograd.grad(loss, weights, materialize_grads=True)
+        assert relative_error(flat(found), flat(expected)) < 1e-4
+
+    if name in EXPERTS:
+        with pytest.raises(UserError, match=r"lora.dropout"):
+            model(0.05)
+        return
+    with_dropout = engine(0.05)
+    batch = next(with_dropout.batches(rows))
+    losses = [with_dropout.loss(batch, seed=seed).item() for seed in (1, 1, 2)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def flat(tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_stage_trains_on_that_loss(name: str, run_of: RunOf) -> None:
+    """Before the first step the adapter changes nothing, so the first loss is that of the base."""
+    folder = run_of(name)
+    model, rows = load_base(folder / "models/base", "float32", CPU), examples(folder, "train")
+    with torch.inference_mode():
+        logits = torch.cat([response_logits(model, row) for row in rows])
+    labels = torch.tensor([token for row in rows for token in row.completion])
+    first = (folder / "metrics/train_loss.csv").read_text(encoding="utf-8").splitlines()[1]
+    assert float(first.split(",")[-1]) == pytest.approx(cross_entropy(logits, labels).item(), abs=2e-5)

@@ -40,11 +40,11 @@ def change_weights(edit: Callable[[Any], Any]) -> Damage:
     return damage
 
 
-def adapter_that_is_no_lora(folder: Path) -> None:
-    from peft import IA3Config, get_peft_model
+def adapter_of_the_prompt(folder: Path) -> None:
+    from peft import PromptTuningConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    config = IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[])
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     get_peft_model(AutoModelForCausalLM.from_pretrained(folder / BASE), config).save_pretrained(folder / ADAPTER)
 
 
@@ -72,7 +72,7 @@ CASES: dict[str, tuple[str, Damage, str]] = {
     ),
     "an adapter that changes nothing": ("infer@adapter", change_weights(lambda weight: weight * 0), ADAPTER),
     "an adapter of another shape": ("infer@adapter", change_weights(lambda weight: weight[..., :-1].copy()), ADAPTER),
-    "an adapter that is no LoRA": ("infer@adapter", adapter_that_is_no_lora, ADAPTER),
+    "an adapter of the prompt": ("infer@adapter", adapter_of_the_prompt, ADAPTER),
     "no predictions": ("evaluate", remove(ANSWERS), ANSWERS),
     "a cut prediction": ("evaluate", cut(ANSWERS), f"{ANSWERS}:"),
 }

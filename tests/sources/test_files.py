@@ -1,6 +1,5 @@
 """Model and data come from this machine; what cannot be used is one line."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,10 +10,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from howto.core.errors import UserError
 from howto.sources.dataset_rows import write_rows
 from howto.sources.files import local_files
-from howto.sources.model_files import check_model
 from tests.support.fetching import ABOUT, OTHERS, PARTS, ROWS, SHARDS, WEIGHTS, Place, lay, run_by_anyone
 from tests.support.hub import sha256
 from tests.support.raw_files import read_jsonl
@@ -45,15 +42,6 @@ def test_a_local_model_that_cannot_be_used_is_one_line(
 ) -> None:
     lay(place.folder / "mine", files)
     place.fails("model", f"{{source: ./mine{more}}}", phrase)
-
-
-def test_a_model_that_needs_code_of_its_own_is_refused(tmp_path: Path) -> None:
-    config = {"model_type": "llama", "auto_map": {"AutoModelForCausalLM": "modeling.Model"}}
-    lay(tmp_path, {"model.safetensors": WEIGHTS, "config.json": json.dumps(config).encode()})
-    assert check_model(tmp_path, "mine") == ["model.safetensors"], "transformers has this architecture itself"
-    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "unheard-of"}), encoding="utf-8")
-    with pytest.raises(UserError, match=r"mine: config.json names code in the repository \(auto_map\)"):
-        check_model(tmp_path, "mine")
 
 
 def test_local_rows_are_copied_as_they_are_with_their_sha256(place: Place) -> None:

@@ -1,9 +1,10 @@
 """Tiny models with random weights of many architectures, as folders that the pipeline can fetch.
 
-All have one tokenizer of ASCII characters with a ChatML-like template. What makes an architecture special (windows, caps, learned
-positions, experts, biases) is in its settings, small enough that rows of a few dozen tokens reach it.
+All have one tokenizer of ASCII characters with a ChatML-like template. What makes an architecture special (windows,
+caps, learned positions, experts, biases) is in its settings, small enough that rows of a few dozen tokens reach it.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from howto.core.schema import Row, input_of, write_rows
+from tests.support.in_process import edit_params
+
+NEW_TOKENS = 12  # of an answer
 WINDOW = 24  # tokens that a windowed layer sees, fewer than any row has
 POSITIONS = 512
 CHAT_TEMPLATE = (
@@ -44,9 +49,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("phi", {"partial_rotary_factor": 0.5}),
     "phi3": ("phi3", {"sliding_window": WINDOW}),
     "smollm3": ("smollm3", {"no_rope_layers": [1, 0]}),
-    "gpt2": ("gpt2", {}),
+    "gpt2": ("gpt2", {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
     "gpt_neox": ("gpt_neox", {"rotary_pct": 0.25}),
-    "opt": ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 16}),
+    "opt": ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 16, "dropout": 0.0}),
     "bloom": ("bloom", {"max_position_embeddings": None, "tie_word_embeddings": False}),
     "mpt": ("mpt", {"max_position_embeddings": None, "max_seq_len": POSITIONS}),
     "stablelm": ("stablelm", {"partial_rotary_factor": 0.25, "use_qkv_bias": True}),
@@ -80,17 +85,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-def write_architecture(folder: Path, name: str, **more: Any) -> PreTrainedModel:
-    """Write the model folder of an architecture; `more` changes its configuration."""
+def architecture(name: str, **more: Any) -> PreTrainedModel:
+    """Return the model of an architecture, in evaluation mode; `more` changes its configuration."""
     kind, settings = ARCHITECTURES[name]
     tokens = tokenizer()
     ids = {"eos_token_id": tokens.eos_token_id, "pad_token_id": tokens.pad_token_id, "bos_token_id": None}
-    values = {**SIZES, **settings, **more}
-    config = AutoConfig.for_model(
-        kind, vocab_size=len(tokens), **ids, **{key: value for key, value in values.items() if value is not None}
-    )
+    values = {"vocab_size": len(tokens), **SIZES, **settings, **more}
+    config = AutoConfig.for_model(kind, **ids, **{key: value for key, value in values.items() if value is not None})
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():  # far from the small numbers of an untrained model, which hide mistakes
         for weight in model.parameters():
             if weight is model.get_input_embeddings().weight:
@@ -99,6 +102,45 @@ def write_architecture(folder: Path, name: str, **more: Any) -> PreTrainedModel:
                 weight.normal_(std=0.4)
             else:
                 weight.add_(torch.randn_like(weight) * 0.1)
-    model.save_pretrained(folder)
-    tokens.save_pretrained(folder)
     return model
+
+
+def write_architecture(folder: Path, name: str, **more: Any) -> None:
+    """Write the folder of a model, as `architecture` makes it, with its tokenizer."""
+    architecture(name, **more).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+
+
+def rows(count: int, name: str) -> list[Row]:
+    """Return rows of growing lengths; every fourth has a context."""
+    texts = [(f"How do I {name} {'a big ' * (n % 3)}boat?", "Note: row north." * (n % 4 == 3)) for n in range(count)]
+    return [
+        Row(
+            id=f"{name}{number}",
+            category="boats",
+            instruction="Write steps.",
+            input=input_of(intent, context),
+            context=context,
+            output="1. Sit.\n2. Row." + " Rest." * (number % 3),
+        )
+        for number, (intent, context) in enumerate(texts)
+    ]
+
+
+def make_run(folder: Path, params: str, name: str, **settings: Any) -> None:
+    """Write what the stages from `fetch_model` on read, for the model of an architecture."""
+    write_architecture(folder / "model", name, **settings)
+    (folder / "params.yaml").write_text(params, encoding="utf-8")
+    for old, new in {
+        f"source: {re.search(r'source: (/.*/model)', params)[1]}\n": "source: ./model\n",  # type: ignore[index]
+        "epochs: 1 ": "steps: 2 ",
+        "learning_rate: 1.0e-2 ": "learning_rate: 3.0e-2 ",
+        "micro_batch_size: 8  ": "micro_batch_size: 4  ",
+        "max_new_tokens: 48  ": f"max_new_tokens: {NEW_TOKENS}  ",
+        "dropout: 0.05 ": "dropout: 0.0 ",
+    }.items():
+        edit_params(folder, old, new)
+    if name == "mamba":
+        edit_params(folder, "exclude_modules: null ", "exclude_modules: [out_proj] ")
+    for split, count in {"train": 6, "validation": 2, "test": 6}.items():
+        write_rows(folder / f"data/prepared/{split}.jsonl", rows(count, split))

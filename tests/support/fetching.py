@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from tests.conftest import ROOT, call, run_stage
 from tests.support.hub import Hub, serve
@@ -23,8 +25,9 @@ OUTPUTS = {"model": "models", "data": "data"}
 
 
 def weights(size: int, seed: int = 0) -> bytes:
-    """Return safetensors of about `size` bytes."""
-    return bytes(save({"weight": np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)}))
+    """Return safetensors of about `size` bytes, among them embeddings for the tokens of `PARTS`."""
+    other = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+    return bytes(save({"model.embed_tokens.weight": np.zeros((len(TOKENS), 2), np.float32), "other": other}))
 
 
 def rows(count: int) -> bytes:
@@ -39,10 +42,16 @@ def listing(files: Mapping[str, bytes]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+TOKENS = {"<unk>": 0, "a": 1, "</s>": 2}
+CONFIG = {
+    **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": len(TOKENS), "hidden_size": 2},
+    **{"intermediate_size": 2, "num_hidden_layers": 1, "num_attention_heads": 1},
+}
 WEIGHTS = weights(1000)
 PARTS = {
-    "config.json": b'{"model_type": "llama"}',
-    "tokenizer.json": b"{}",
+    "config.json": json.dumps(CONFIG).encode(),
+    "tokenizer.json": Tokenizer(WordLevel(TOKENS, unk_token="<unk>")).to_str().encode(),
+    "tokenizer_config.json": b'{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}',
     "tokenizer.model": b"sentencepiece",
     "chat_template.jinja": b"{{ messages }}",
     "LICENSE": b"Apache-2.0",

@@ -286,3 +286,15 @@ def test_another_adapter_that_fits_answers_with_a_note_if_it_names_another_base(
     done = ask(finished, FERN, "--adapter", tmp_path / "other")
     assert done.returncode == 0 and (done.stderr.startswith("note: ") and base in done.stderr) == has_note
     assert done.stdout.strip() and done.stdout not in [ask(finished, FERN).stdout, ask(finished, FERN, "--base").stdout]
+
+
+def test_an_adapter_with_another_chat_template_answers_with_a_note(workplace: Path) -> None:
+    other = Path(shutil.copytree(workplace / "models/adapter", workplace / "other"))
+    (other / "base_model.json").unlink()  # now it is one of another program
+    config = {"chat_template": "{{ messages }}", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (other / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    done = ask(workplace, FERN, "--adapter", "other")
+    assert done.returncode == 0 and done.stdout == ask(workplace, FERN).stdout
+    assert done.stderr == "note: other has another chat template than models/base, whose template is used\n"
+    shutil.copyfile(workplace / "models/base/chat_template.jinja", other / "chat_template.jinja")
+    assert ask(workplace, FERN, "--adapter", "other").stderr == ""

@@ -4,17 +4,21 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 from ruamel.yaml import YAML
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from howto.core.schema import Prediction, Row, read_rows, write_rows
 from howto.tools.cli import main
 from tests.conftest import ROOT, run_stage
 from tests.support.in_process import Done, edit_params, run_here
+from tests.support.tiny import INSTRUCTION
 
 FILES = {"LICENSE", "NOTICE", "README.md", "chat_template.jinja", "config.json", "generation_config.json"}
 FILES |= {"model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -82,6 +86,72 @@ def test_plain_transformers_gives_the_answers_of_the_adapter(
     predictions = read_rows(exported / "data/predictions/adapter.jsonl", Prediction)
     assert found == [(prediction.id, prediction.text) for prediction in predictions]
     assert len(found) == 40 and len({text for _, text in found}) > 5
+
+
+ADAPTERS: dict[str, PeftConfig] = {
+    "LoRA on head and embeddings, which the base ties": LoraConfig(
+        target_modules=["q_proj", "lm_head", "embed_tokens"]
+    ),
+    "a saved head beside DoRA": LoraConfig(target_modules=["v_proj"], use_dora=True, modules_to_save=["lm_head"]),
+    "IA3": IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT warns of tied weights
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_any_adapter_answers_as_pefts_own_model_does_asked_and_exported(
+    finished: Path, tmp_path: Path, name: str
+) -> None:
+    torch.manual_seed(0)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(finished / "models/base"), ADAPTERS[name])
+    for weight in (weight for weight in model.parameters() if weight.requires_grad):
+        weight.data += 0.1 * torch.randn(weight.shape)
+    model.save_pretrained(tmp_path / "other", save_embedding_layers=False)
+    intents = [row.intent for row in read_rows(finished / "data/prepared/test.jsonl", Row)]
+    (tmp_path / "intents.txt").write_text("\n".join(intents), encoding="utf-8")
+    paths = {"input": tmp_path / "intents.txt", "output": tmp_path / "answers.jsonl", "adapter": tmp_path / "other"}
+    done = run_here(main, finished, "ask", *(part for name, path in paths.items() for part in (f"--{name}", str(path))))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert export(finished, "--adapter", str(tmp_path / "other"), "--output", str(tmp_path / "exported")).stderr == ""
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").eval()
+    expected, found = ([answer(one, tokenizer, intent) for intent in intents] for one in (model.eval(), exported))
+    assert found == expected and len(set(expected)) > 1
+    assert [json.loads(line)["answer"] for line in text_of(tmp_path / "answers.jsonl").splitlines()] == expected
+    is_tied = json.loads(text_of(tmp_path / "exported/config.json"))["tie_word_embeddings"]
+    assert is_tied == (name == "IA3") == ("lm_head.weight" not in load_file(tmp_path / "exported/model.safetensors"))
+
+
+def answer(model: Any, tokenizer: PreTrainedTokenizerBase, intent: str) -> str:
+    messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": intent}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids = model.generate(**prompt, max_new_tokens=48, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    return str(tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
+def test_files_of_a_base_from_before_transformers_5_keep_their_bytes(workplace: Path) -> None:
+    base, folder = workplace / "models/base", workplace / "models/exported"
+    config = json.loads(text_of(base / "config.json"))
+    rope = config.pop("rope_parameters")
+    config |= {"rope_theta": rope["rope_theta"], "rope_scaling": None, "torch_dtype": config.pop("dtype")}
+    new = json.loads(text_of(base / "tokenizer_config.json"))
+    tokenizer = {key: new[key] for key in ("bos_token", "eos_token", "pad_token", "unk_token", "model_max_length")}
+    tokenizer |= {"chat_template": text_of(base / "chat_template.jinja"), "extra_special_tokens": {}}
+    files = {
+        "config.json": config,
+        "tokenizer_config.json": {**tokenizer, "tokenizer_class": "PreTrainedTokenizerFast"},
+        "generation_config.json": {
+            "temperature": 0.6,
+            "eos_token_id": [2, 0],
+        },  # transformers 5 does not save such a one
+        "special_tokens_map.json": {"pad_token": "</s>"},
+    }
+    for name, value in files.items():
+        (base / name).write_text(json.dumps(value, indent=3), encoding="utf-8")
+    assert export(workplace).returncode == 0
+    names = {*files, "tokenizer.json", "chat_template.jinja"}
+    before, after = hashes(base), hashes(folder)
+    assert {name: after[name] for name in names} == {name: before[name] for name in names}
 
 
 def test_it_has_the_files_of_a_model_folder_with_licences_and_merged_weights(exported: Path) -> None:

@@ -139,6 +139,7 @@ def test_json_in_a_text_file_or_on_standard_input_is_read_as_rows_and_never_as_l
         (".jsonl", b'{"intent": "How?", "Context": "A text."}'),
         (".jsonl", b'{"messages": [{"role": "assistant", "content": "So."}]}'),
         (".jsonl", b'{"messages": []}'),
+        (".jsonl", b'{"instruction": "How?", "input": "A text.", "context": "Another."}'),
         (".csv", b",a context"),
         (".csv", b'" ",a context'),
     ],

@@ -1,11 +1,13 @@
-"""What replaces the model's own forward pass is compared with it first, and refused if it differs."""
+"""What replaces the model's own forward pass is compared with it first, and left out or refused if it differs."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
+from transformers import AutoModelForCausalLM, BertConfig
 
 import howto.modeling.packed_attention
 import howto.training.forward
@@ -13,7 +15,7 @@ from howto.core.errors import UserError
 from howto.modeling.collate import collate, pack
 from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, LoraDropout, relative_error
 from howto.training.forward import Engine, response_states
-from howto.training.lora import trained_weights
+from howto.training.lora import add_adapter, trained_weights
 from howto.training.loss import response_loss
 from tests.support.models import SHARED, adapted, example_rows, llama, train_profile
 
@@ -46,14 +48,42 @@ def test_rounding_is_far_below_the_tolerance_and_a_leaking_mask_far_above(dtype:
     assert leaking > 5 * HIDDEN_STATE_TOLERANCE[torch.bfloat16]
 
 
-def test_a_model_whose_rows_cannot_be_packed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_whose_rows_cannot_be_packed_is_trained_on_padded_rows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def leaky(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> Any:
         attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         return attended.transpose(1, 2), None
 
     monkeypatch.setattr(howto.modeling.packed_attention, "packed_attention", leaky)
-    with pytest.raises(UserError, match=r"train.packing: LlamaForCausalLM does not support packed"):
-        make_engine(model())
+    engine, rows = make_engine(model()), example_rows(12)
+    assert not engine.packing and "rows of LlamaForCausalLM are padded" in capsys.readouterr().err
+    (batch,) = engine.batches(rows[:8])
+    with torch.no_grad():
+        alone = sum(response_loss(model().get_base_model(), collate([row], 0, CPU), fused=False) for row in rows[:8])
+        torch.testing.assert_close(engine.loss(batch), alone)
+
+
+def test_a_model_that_sees_the_future_is_refused() -> None:
+    bert = AutoModelForCausalLM.from_config(BertConfig(vocab_size=50, hidden_size=16, num_attention_heads=2))
+    peft = add_adapter(bert.eval(), SHARED.lora.model_copy(update={"target_modules": ["query"]}), Path("base"))
+    with pytest.raises(UserError, match=r"BertLMHeadModel is not causal"):
+        make_engine(peft)
+
+
+def test_rows_that_depend_on_their_batch_even_if_padded_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    peft = model()
+    decoder = peft.get_base_model().get_decoder()
+    forward = decoder.forward
+
+    def scaled(**inputs: Any) -> Any:
+        output = forward(**inputs)
+        output.last_hidden_state *= inputs["input_ids"].numel()
+        return output
+
+    monkeypatch.setattr(decoder, "forward", scaled)
+    with pytest.raises(UserError, match=r"rows of LlamaForCausalLM depend on each other"):
+        make_engine(peft)
 
 
 def test_lora_layers_that_compute_something_else_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
