@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from howto.modeling.packed_attention import packed_attention
+from tests.support.flash_on_cpu import as_on_a_gpu
 
 ENDS = [0, 3, 4, 11]
 
@@ -67,6 +68,18 @@ def test_low_precision_and_dropout_keep_the_window() -> None:
     value[:, :, 0] = 1  # only the first token has a value, and only the first three see it
     found = attend(query, key, value, [0, 11], longest_row=11, sliding_window=3, dropout=0.01)[0, :, 0, 0]
     assert bool((found[3:] == 0).all()) and bool(found[:3].any())
+
+
+def test_flash_attention_gets_the_same_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = (part.requires_grad_() for part in (tensor(4), tensor(2) + 1, tensor(2) - 1))
+    expected = attend(query, key, value, ENDS, sliding_window=3)
+    as_on_a_gpu(monkeypatch)
+    found = attend(query, key, value, ENDS, sliding_window=3)
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(one.square().sum(), (query, key, value)) for one in (found, expected))
+    torch.testing.assert_close(*(list(one) for one in gradients), rtol=1e-5, atol=1e-5)  # float32 in the stand-in
+    with pytest.raises(ValueError, match="does not cap"):
+        attend(query, key, value, ENDS, softcap=1.0)
 
 
 def test_attention_that_takes_another_tensor_is_refused() -> None:

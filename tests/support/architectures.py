@@ -33,6 +33,18 @@ SIZES = {
 }
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 ALTERNATING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+EYES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION = {
+    "text_config": {**SIZES, "vocab_size": 99, "query_pre_attn_scalar": 16, "sliding_window": WINDOW},
+    "vision_config": {**EYES, "image_size": 28, "patch_size": 14},
+    **{
+        "tie_word_embeddings": False,
+        "mm_tokens_per_image": 4,
+        "image_token_index": 90,
+        "boi_token_index": 91,
+        "eoi_token_index": 92,
+    },
+}
 GRANITE = {"embedding_multiplier": 6.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2, "logits_scaling": 4.0}
 
 # By name: transformers' model type, and settings beside SIZES.
@@ -46,6 +58,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {**ALTERNATING, "query_pre_attn_scalar": 16, "final_logit_softcapping": 4.0}),
     "gemma3": ("gemma3_text", {**ALTERNATING, "query_pre_attn_scalar": 16}),
+    "gemma3_vision": ("gemma3", VISION),
     "phi": ("phi", {"partial_rotary_factor": 0.5}),
     "phi3": ("phi3", {"sliding_window": WINDOW}),
     "smollm3": ("smollm3", {"no_rope_layers": [1, 0]}),

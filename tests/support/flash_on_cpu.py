@@ -27,13 +27,14 @@ def _forward(
     _longest_key: int,
     is_causal: bool = False,
     scale: float | None = None,
+    window: list[int] | None = None,
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    assert is_causal
     out = torch.empty_like(query)
     for row in _rows(ends):
         q, k, v = (part[row].transpose(0, 1)[None] for part in (query, key, value))
-        attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        seen = _seen(q.shape[2], is_causal, window)
+        attended = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True)
         out[row] = attended[0].transpose(0, 1)
     normalizers = query.new_empty(query.shape[1], len(query), dtype=torch.float32)  # not used here
     return out, normalizers, torch.zeros(2, dtype=torch.uint64)
@@ -51,9 +52,10 @@ def _backward(
     _key_ends: Tensor,
     _longest: int,
     _longest_key: int,
-    _is_causal: bool,
+    is_causal: bool,
     _random_state: Tensor,
     scale: float | None = None,
+    window: list[int] | None = None,
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradients = [torch.empty_like(part) for part in (query, key, value)]
@@ -63,7 +65,7 @@ def _backward(
         q, k, v, upstream = (part[row].float().transpose(0, 1) for part in (query, key, value, grad))
         k, v = (part.repeat_interleave(groups, dim=0) for part in (k, v))
         scores = (q @ k.transpose(1, 2)) * scale
-        weights = scores.masked_fill_(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+        weights = scores.masked_fill_(~_seen(scores.shape[-1], is_causal, window), -torch.inf).softmax(-1)
         grad_weights = upstream @ v.transpose(1, 2)
         grad_scores = weights * (grad_weights - (grad_weights * weights).sum(-1, keepdim=True)) * scale
         for_keys = (grad_scores.transpose(1, 2) @ q, weights.transpose(1, 2) @ upstream)
@@ -71,6 +73,13 @@ def _backward(
         for gradient, part in zip(gradients, parts, strict=True):
             gradient[row] = part.transpose(0, 1).to(gradient.dtype)
     return gradients[0], gradients[1], gradients[2]
+
+
+def _seen(length: int, is_causal: bool, window: list[int] | None) -> Tensor:
+    """Return which tokens a token sees: in FlashAttention, `window` is how many on its left and right; -1 is all."""
+    left, right = (bound if bound >= 0 else length for bound in window or (-1, -1))
+    behind = torch.arange(length)[:, None] - torch.arange(length)
+    return (behind <= left) & (-behind <= (0 if is_causal else right))
 
 
 def _rows(ends: Tensor) -> list[slice]:
