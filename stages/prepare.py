@@ -27,8 +27,8 @@ from howto.core.workers import map_in_order, usable_cores
 from howto.data.arrays import Codes
 from howto.data.config import Prepare, ProfilePrepare, Split
 from howto.data.duplicates import reject_duplicates
-from howto.data.readers import read_chunks
-from howto.data.row_formats import ColumnUse, RowFormats
+from howto.data.formats.readers import read_chunks
+from howto.data.formats.row_formats import ColumnUse, RowFormats
 from howto.data.row_processor import RowProcessor, rejected_line
 from howto.data.row_store import RowStore
 from howto.data.shares import read_shares, reject_over_share

@@ -17,10 +17,10 @@ from howto.core.step_lists import is_procedural
 from howto.data.arrays import U64, Arrays
 from howto.data.clean_text import Cleaner, normal_key, repeats
 from howto.data.config import Prepare, Reject
+from howto.data.formats.raw_rows import RawTexts, parse_row
+from howto.data.formats.readers import Chunk
+from howto.data.formats.row_formats import BadRow, RowFormat, RowFormats
 from howto.data.minhash import shingles, sign
-from howto.data.raw_rows import RawTexts, parse_row
-from howto.data.readers import Chunk
-from howto.data.row_formats import BadRow, RowFormat, RowFormats
 
 TEXTS = ("intent", "context", "response")
 ID_LENGTH = 16

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from howto.core.errors import UserError, one_line
 from howto.core.schema import Message
 from howto.data.config import Columns
-from howto.data.raw_rows import parse_row
-from howto.data.readers import json_rows, read_chunks, row_ending
-from howto.data.row_formats import BadRow, RowFormats
+from howto.data.formats.raw_rows import parse_row
+from howto.data.formats.readers import json_rows, read_chunks, row_ending
+from howto.data.formats.row_formats import BadRow, RowFormats
 
 # How JSON begins, and hardly any line of text: an object, a list of objects, texts or lists, or a bracket alone.
 JSON_START = re.compile(rb"\s*(\{\s*(\"|\}|$)|\[\s*(\{|\"|\[|\]|$))")

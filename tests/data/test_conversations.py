@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from howto.data.config import Columns
-from howto.data.raw_rows import RawTexts, parse_row
-from howto.data.row_formats import BadRow, RowFormats
+from howto.data.formats.raw_rows import RawTexts, parse_row
+from howto.data.formats.row_formats import BadRow, RowFormats
 
 COLUMNS = Columns(instruction="instruction", context="context", response="response", category="category")
 SYSTEM, ASKED, WHICH = ("system", "Be brief."), ("user", "How do I repot a fern?"), ("assistant", "Which pot?")

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from howto.core.errors import UserError
-from howto.data import readers
+from howto.data.formats import readers
 from howto.data.config import Columns
-from howto.data.raw_rows import LONGEST_ROW, RawTexts, parse_row
-from howto.data.readers import READERS, read_chunks
-from howto.data.row_formats import BadRow, RowFormats
+from howto.data.formats.raw_rows import LONGEST_ROW, RawTexts, parse_row
+from howto.data.formats.readers import READERS, read_chunks
+from howto.data.formats.row_formats import BadRow, RowFormats
 from howto.sources.files import is_row_file
 from tests.conftest import run_stage
 from tests.support.fetching import Place, lay

@@ -7,7 +7,7 @@ import pytest
 
 from howto.core.errors import UserError
 from howto.data.config import Columns
-from howto.data.row_formats import BadRow, RowFormats
+from howto.data.formats.row_formats import BadRow, RowFormats
 from tests.support.raw_files import ROWS, Prepared, Raw, csv_text, jsonl, parquet, prepare, with_params
 
 COLUMNS = Columns(instruction="instruction", context="context", response="response", category="category")

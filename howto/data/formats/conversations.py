@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-from howto.data.row_formats import BadRow
+from howto.data.formats.row_formats import BadRow
 
 ROLES = {
     "system": "system",

@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from howto.core.errors import UserError, one_line
-from howto.data.raw_rows import LONGEST_ROW
-from howto.data.row_formats import BadRow, RowFormat, RowFormats, listed
+from howto.data.formats.raw_rows import LONGEST_ROW
+from howto.data.formats.row_formats import BadRow, RowFormat, RowFormats, listed
 
 CHUNK_BYTES = 1 << 20
 BATCH_ROWS = 64  # of CSV, Parquet and Arrow

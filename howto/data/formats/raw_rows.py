@@ -3,7 +3,7 @@
 import json
 from typing import Any, NamedTuple
 
-from howto.data.conversations import (
+from howto.data.formats.conversations import (
     Message,
     checked_text,
     is_conversation,
@@ -11,7 +11,7 @@ from howto.data.conversations import (
     read_messages,
     split_messages,
 )
-from howto.data.row_formats import BadRow, RowFormat, RowFormats
+from howto.data.formats.row_formats import BadRow, RowFormat, RowFormats
 
 LONGEST_ROW = 16 << 20  # bytes
 

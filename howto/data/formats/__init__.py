@@ -1,0 +1,1 @@
+"""The raw rows: files of every format, and what their columns mean."""
