@@ -21,8 +21,8 @@ def cache_and_decoder(check: Check, model: Any, count: int) -> tuple[Any, Any]:
 
     from howto.inference.decoder import Decoder
     from howto.inference.kv_cache import KVCache, use_kv_cache
+    from howto.modeling.adapters.fused_lora import use_fused_norms
     from howto.modeling.chat import PROBE
-    from howto.modeling.fused_lora import use_fused_norms
 
     model.requires_grad_(False)
     use_fused_norms(model)

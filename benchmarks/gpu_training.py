@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 def self_check(check: Check) -> Figures:
     """D. How far apart the engine's ways of computing the same are, on 20 draws of rows, and what is still accepted."""
+    from howto.modeling.adapters.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error
     from howto.modeling.collate import collate, pack
-    from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error
     from howto.training.forward import GPU_PROBE_ROWS, GRADIENT_TOLERANCE, nonzero_adapter, response_states
 
     model = check.adapted().eval()

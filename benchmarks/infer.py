@@ -131,7 +131,7 @@ def measure(
     """Return the figures of this project and of its peers."""
     import torch
 
-    from howto.modeling.adapter import load_adapter
+    from howto.modeling.adapters.adapter import load_adapter
     from howto.modeling.loading import load_base, load_chat
 
     ours = Ours(base, adapter, rows, decoding, size=size, precision=precision, device=device)

@@ -19,13 +19,13 @@ from howto.inference.config import Infer
 from howto.inference.decoder import Answer, Decoder, OnToken, Request
 from howto.inference.kv_cache import KVCache, OneRowCache, one_row_cache, use_kv_cache
 from howto.inference.references import mean_log_probabilities
-from howto.modeling.adapter import load_adapter, merge_adapter
+from howto.modeling.adapters.adapter import load_adapter, merge_adapter
+from howto.modeling.adapters.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora, use_fused_norms
+from howto.modeling.adapters.grouped_lora import GroupedLora
 from howto.modeling.chat import PROBE
 from howto.modeling.collate import Example, encode_row
 from howto.modeling.context_window import context_window, exceeded_window, longest_prompt
 from howto.modeling.distributed.process_group import ProcessGroup
-from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora, use_fused_norms
-from howto.modeling.grouped_lora import GroupedLora
 from howto.modeling.loading import load_base, load_chat
 
 if TYPE_CHECKING:

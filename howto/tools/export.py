@@ -78,7 +78,7 @@ def export(output: Path, adapter: Path | None) -> None:
 
     import torch
 
-    from howto.modeling.adapter import load_adapter, merge_adapter
+    from howto.modeling.adapters.adapter import load_adapter, merge_adapter
     from howto.modeling.loading import load_base, weights_sha256
 
     own = adapter is None or adapter.resolve() == ADAPTER.resolve()

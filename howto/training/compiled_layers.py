@@ -14,8 +14,8 @@ import torch
 from torch.fx.experimental import _config as symbolic
 from transformers import AttentionInterface
 
+from howto.modeling.adapters.grouped_lora import GroupedLora
 from howto.modeling.async_copy import async_tensor
-from howto.modeling.grouped_lora import GroupedLora
 from howto.modeling.packed_attention import ATTENTION_NAME, packed_attention, uses_flash_attention
 
 if TYPE_CHECKING:

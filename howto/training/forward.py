@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from howto.core.errors import UserError, is_out_of_memory, one_line
+from howto.modeling.adapters.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora
 from howto.modeling.collate import Batch, Example, collate, pack
 from howto.modeling.context_window import exceeded_window
-from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora
 from howto.modeling.packed_attention import use_packed_attention
 from howto.training.config import ProfileTrain, Train
 from howto.training.lora import trained_weights

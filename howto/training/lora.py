@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from howto.core.atomic import write_json
 from howto.core.errors import UserError, one_line
-from howto.modeling.adapter import untie_head
+from howto.modeling.adapters.adapter import untie_head
 from howto.training.config import Lora, ProfileTrain, Train
 
 if TYPE_CHECKING:

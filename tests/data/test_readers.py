@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from howto.core.errors import UserError
-from howto.data.formats import readers
 from howto.data.config import Columns
+from howto.data.formats import readers
 from howto.data.formats.raw_rows import LONGEST_ROW, RawTexts, parse_row
 from howto.data.formats.readers import READERS, read_chunks
 from howto.data.formats.row_formats import BadRow, RowFormats

@@ -14,7 +14,7 @@ from howto.core.schema import Row, read_rows
 from howto.inference.decoder import Answer, Decoder, Request
 from howto.inference.generator import Generator
 from howto.inference.kv_cache import KVCache, OneRowCache, use_kv_cache
-from howto.modeling.adapter import load_adapter
+from howto.modeling.adapters.adapter import load_adapter
 from howto.modeling.chat import Chat
 from howto.modeling.collate import Example
 from howto.modeling.loading import load_base, load_chat

@@ -17,8 +17,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 import howto.inference.kv_cache
 from howto.inference.generator import use_unmerged_adapter
 from howto.inference.kv_cache import ATTENTION, KVCache, _attention
-from howto.modeling.fused_lora import _fused_norm
-from howto.modeling.grouped_lora import GroupedLora
+from howto.modeling.adapters.fused_lora import _fused_norm
+from howto.modeling.adapters.grouped_lora import GroupedLora
 from tests.support.kernel_count import KernelCount, PretendGpu
 
 ROWS, REACH = 256, 512

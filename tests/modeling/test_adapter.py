@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from howto.core.errors import UserError
-from howto.modeling.adapter import load_adapter, merge_adapter
+from howto.modeling.adapters.adapter import load_adapter, merge_adapter
 from tests.support.models import gpt2, llama
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT has a warning for most of these kinds

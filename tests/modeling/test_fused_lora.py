@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
-from howto.modeling.fused_lora import (
+from howto.modeling.adapters.fused_lora import (
     HIDDEN_STATE_TOLERANCE,
     LoraDropout,
     keep_mask,

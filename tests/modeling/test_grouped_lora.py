@@ -7,8 +7,8 @@ import torch
 from peft import PeftModel
 
 from howto.inference.generator import use_grouped_lora
-from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora
-from howto.modeling.grouped_lora import GroupedLora
+from howto.modeling.adapters.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora
+from howto.modeling.adapters.grouped_lora import GroupedLora
 from howto.training.forward import nonzero_adapter
 from tests.support.models import adapted, llama
 

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from howto.core.errors import UserError
 from howto.core.schema import Prediction, Row, read_rows
+from howto.modeling.adapters.fused_lora import relative_error
 from howto.modeling.collate import Example, encode
-from howto.modeling.fused_lora import relative_error
 from howto.modeling.loading import load_base, load_chat
 from howto.training.forward import Engine
 from howto.training.lora import trained_weights

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, BertConfig
 import howto.modeling.packed_attention
 import howto.training.forward
 from howto.core.errors import UserError
+from howto.modeling.adapters.fused_lora import HIDDEN_STATE_TOLERANCE, LoraDropout, relative_error
 from howto.modeling.collate import collate, pack
-from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, LoraDropout, relative_error
 from howto.training.forward import Engine, response_states
 from howto.training.lora import add_adapter, trained_weights
 from howto.training.loss import response_loss

@@ -13,7 +13,7 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from howto.modeling.fused_lora import is_plain_lora, keep_mask
+from howto.modeling.adapters.fused_lora import is_plain_lora, keep_mask
 
 ALIGNED_COLUMNS = 8  # 16 bytes in bfloat16, which fast kernels for matrix products need
 

@@ -18,7 +18,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError, safe_open
 
 from howto.core.errors import UserError, is_out_of_memory, one_line
-from howto.modeling.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error
+from howto.modeling.adapters.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error
 from howto.modeling.loading import BASE_HASH_FILE, weights_sha256
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""LoRA and other adapters: loading, merging, and computing them fast."""
