@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -63,7 +64,7 @@ def check_base(folder: Path, tokenizer: PreTrainedTokenizerBase, source: str) ->
     if others := [name for name, (kind, _) in tensors.items() if WEIGHT.search(name) and kind not in PLAIN_TYPES]:
         raise _quantised(source, f"{others[0]} has type {tensors[others[0]][0]}")
     rows = _embedding_rows(config, tensors, source)
-    if beyond := {number: token for number, token in _tokens(folder, tokenizer).items() if number >= rows}:
+    if beyond := {number: token for number, token in _tokens(tokenizer).items() if number >= rows}:
         raise UserError(
             f"{source}: {len(beyond)} of its tokenizer's tokens have no embedding: {beyond[min(beyond)]!r} has id "
             f"{min(beyond)}, and the embeddings have {rows} rows. Take the tokenizer that the model was trained with, "
@@ -100,19 +101,14 @@ def _tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:
     return found
 
 
-def _tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Return the tokens in the tokenizer's files, and those that it uses, by id.
+def _tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return the tokens of a tokenizer by id.
 
-    Its class may have more by default, such as a token for unknown words that no text needs.
+    Its class in transformers adds some, such as a token for unknown words, also where no text needs them. Those are
+    left out unless they are used.
     """
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    vocabulary = Tokenizer.from_file(str(path)).get_vocab() if path.exists() else tokenizer.get_vocab()
-    tokens = {number: token for token, number in vocabulary.items()}
-    if (path := folder / "tokenizer_config.json").exists():
-        added = json.loads(path.read_bytes()).get("added_tokens_decoder", {})
-        tokens |= {int(number): token["content"] for number, token in added.items()}
+    added = {parameter.default for parameter in inspect.signature(type(tokenizer).__init__).parameters.values()}
+    tokens = {number: token for token, number in tokenizer.get_vocab().items() if token not in added}
     used = {*tokenizer(UNUSUAL_TEXT, add_special_tokens=False, split_special_tokens=True).input_ids}
     used |= {tokenizer.eos_token_id} - {None}
     return tokens | {number: str(tokenizer.convert_ids_to_tokens(number)) for number in used}

@@ -6,6 +6,7 @@ the tokenizer where the file's splitting rule needs it, and measures whether the
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -46,6 +47,7 @@ def convert_gguf(path: Path, folder: Path, precision: str, name: str) -> str:
     model = _load_model(path, getattr(torch, precision), name, what)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _drop_tokens_from(len(reader.fields["tokenizer.ggml.tokens"].data), folder / "tokenizer.json")
     return f"{architecture}, {quantisations}, converted to {precision}, {model.num_parameters():,} parameters"
 
 
@@ -145,6 +147,18 @@ def _load_tokenizer(path: Path, splits: str, name: str, what: str) -> PreTrained
                 "tokens would differ from those of its training. Choose another model in params.yaml."
             )
     return tokenizer
+
+
+def _drop_tokens_from(count: int, path: Path) -> None:
+    """Remove the tokens that the file does not have, which has `count`: transformers adds <|endoftext|> to any.
+
+    They have no embedding.
+    """
+    values = json.loads(path.read_text(encoding="utf-8"))
+    kept = [token for token in values["added_tokens"] if token["id"] < count]
+    if len(kept) < len(values["added_tokens"]):
+        text = json.dumps({**values, "added_tokens": kept}, ensure_ascii=False, indent=2)
+        path.write_text(text, encoding="utf-8")
 
 
 def _load_model(path: Path, dtype: Any, name: str, what: str) -> PreTrainedModel:

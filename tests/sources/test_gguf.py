@@ -89,12 +89,15 @@ def test_a_file_that_cannot_be_read_is_one_line(
     place.fails("model", "{source: ./mine.gguf}", "mine.gguf: ", phrase)
 
 
-def test_a_local_file_is_converted_if_it_is_complete_and_has_the_sha256_of_params(write: Write, place: Place) -> None:
+def test_a_local_file_is_converted_if_it_is_complete_and_has_the_sha256_of_params(
+    write: Write, tokenizer: PreTrainedTokenizerBase, place: Place
+) -> None:
     path = place.folder / "mine.gguf"
     write(path)
     digest = sha256(path.read_bytes())
     assert digest in place.succeeds("model", f"{{source: ./mine.gguf, weights_sha256: {digest}}}")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= place.files("models/base").keys()
+    assert load_tokenizer(place.folder / "models/base").get_vocab() == tokenizer.get_vocab()
     shutil.rmtree(place.folder / "models")
     place.fails("model", f"{{source: ., file: mine.gguf, weights_sha256: {'a' * 64}}}", f"got {digest}")
     place.fails("model", "{source: ., file: other.gguf}", "other.gguf: no such file")
