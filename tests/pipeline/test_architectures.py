@@ -7,17 +7,18 @@ import pytest
 import torch
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from howto.core.errors import UserError
 from howto.core.schema import Prediction, Row, read_rows
 from howto.modeling.adapters.fused_lora import relative_error
 from howto.modeling.collate import Example, encode
 from howto.modeling.loading import load_base, load_chat
+from howto.tools.cli import main
 from howto.training.forward import Engine
 from howto.training.lora import trained_weights
 from tests.support.architectures import ARCHITECTURES, NEW_TOKENS, make_run
-from tests.support.in_process import run_stage_here
+from tests.support.in_process import run_here, run_stage_here
 from tests.support.models import SHARED, adapted, train_profile
 
 STAGES = ("fetch_model", "train", "infer@base", "infer@adapter", "evaluate")
@@ -75,6 +76,19 @@ def test_base_and_adapter_answer_as_generate_does(name: str, run_of: RunOf) -> N
         texts[kind] = [prediction.text for prediction in predictions]
         assert len(set(texts[kind])) > 1, "answers that depend on nothing would prove nothing"
     assert texts["base"] != texts["adapter"]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_exported_model_gives_the_answers_of_the_adapter(name: str, run_of: RunOf, tmp_path: Path) -> None:
+    folder = run_of(name)
+    done = run_here(main, folder, "export", "--output", str(tmp_path / "exported"))
+    assert done.returncode == 0, done.stderr
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    predictions = read_rows(folder / "data/predictions/adapter.jsonl", Prediction)
+    for row, prediction in zip(examples(folder, "test"), predictions, strict=True):
+        ids = model.generate(input_ids=torch.tensor([row.prompt]), max_new_tokens=NEW_TOKENS, do_sample=False)[0]
+        assert tokenizer.decode(ids[len(row.prompt) :], skip_special_tokens=True).strip() == prediction.text
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

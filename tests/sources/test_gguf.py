@@ -97,7 +97,7 @@ def test_a_local_file_is_converted_if_it_is_complete_and_has_the_sha256_of_param
     digest = sha256(path.read_bytes())
     assert digest in place.succeeds("model", f"{{source: ./mine.gguf, weights_sha256: {digest}}}")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= place.files("models/base").keys()
-    assert load_tokenizer(place.folder / "models/base").get_vocab() == tokenizer.get_vocab()
+    assert load_chat(place.folder / "models/base").tokenizer.get_vocab() == tokenizer.get_vocab()
     shutil.rmtree(place.folder / "models")
     place.fails("model", f"{{source: ., file: mine.gguf, weights_sha256: {'a' * 64}}}", f"got {digest}")
     place.fails("model", "{source: ., file: other.gguf}", "other.gguf: no such file")
