@@ -32,8 +32,6 @@ USUAL = {**SIZES, "intermediate_size": 64, "max_position_embeddings": 512, "rope
 GROUPED = {**USUAL, "num_key_value_heads": 2}
 GEMMA = {**GROUPED, "head_dim": 8, "sliding_window": 8}
 SMALL_GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.3}
-SMALL_MPT = {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512, "initializer_range": 0.3}
-SMALL_OPT = {**SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 512, "init_std": 0.3}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 64}
 LONG = {"rope_type": "longrope", "rope_theta": 1e6, "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0]}
@@ -48,26 +46,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama": ("llama", GROUPED),
     "Llama, head and embeddings adapted": ("llama", {**GROUPED, "tie_word_embeddings": True}),
     "Llama 3.1": ("llama", {**GROUPED, "rope_theta": None, "rope_parameters": LLAMA3}),
-    "Mistral": ("mistral", {**GROUPED, "sliding_window": 8}),
     "Qwen2": ("qwen2", {**GROUPED, "tie_word_embeddings": True}),
-    "Qwen3": ("qwen3", {**GROUPED, "head_dim": 8}),
-    "Gemma": ("gemma", GEMMA),
-    "Gemma 2": ("gemma2", GEMMA),
     "Gemma 3": ("gemma3_text", GEMMA3),
-    "Phi": ("phi", USUAL),
-    "Phi-3": ("phi3", GROUPED),
     "Phi-3, long": ("phi3", {**GROUPED, "original_max_position_embeddings": 64, "rope_parameters": LONG}),
-    "SmolLM3": ("smollm3", GROUPED),
-    "GPT-2": ("gpt2", SMALL_GPT2),
     "GPT-2, head adapted": ("gpt2", SMALL_GPT2),
     "GPT-NeoX": ("gpt_neox", {**USUAL, "rotary_emb_base": 50000, "rotary_pct": 0.5}),
-    "OPT": ("opt", SMALL_OPT),
-    "BLOOM": ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}),
-    "MPT": ("mpt", SMALL_MPT),
-    "StableLM": ("stablelm", GROUPED),
-    "Granite": ("granite", GROUPED),
     "Falcon": ("falcon", {**SIZES, "rope_theta": 1e6}),
-    "Mixtral": ("mixtral", {**GROUPED, "num_local_experts": 4, "rope_theta": 3e4}),
 }
 
 
