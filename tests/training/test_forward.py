@@ -85,6 +85,13 @@ def test_a_model_that_sees_the_future_is_refused() -> None:
         make_engine(peft)
 
 
+def test_a_model_that_fails_with_its_adapter_is_one_line() -> None:
+    peft = model()
+    peft.get_base_model().model.layers[0].mlp.forward = lambda x: (x, x).shape  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"cannot compute a row with its adapter .* train.lora.exclude_modules"):
+        make_engine(peft)
+
+
 def test_rows_that_depend_on_their_batch_even_if_padded_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     peft = model()
     decoder = peft.get_base_model().get_decoder()
