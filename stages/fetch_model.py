@@ -42,7 +42,7 @@ def fetch(model: Model, precision: str, folder: Path) -> str:
     Raise UserError if the source cannot be read, is incomplete, is not a causal language model, or its weights have
     another sha256 than in params.yaml.
     """
-    from howto.modeling.base_check import check_config
+    from howto.sources.base_check import check_config
 
     if model.source.startswith(PREFIX):
         path, package = package_file(model.source)
@@ -90,8 +90,8 @@ def set_up_chat(model: Model, folder: Path) -> str:
 
     Raise UserError if the template cannot be read or used, or the model cannot be fine-tuned.
     """
-    from howto.modeling.base_check import check_base
     from howto.modeling.loading import CHAT_FILE, load_chat
+    from howto.sources.base_check import check_base
 
     if model.chat_template:
         try:

@@ -75,13 +75,7 @@ class Engine:
             probe.append(next(row for row in by_length if len(row) > window))
         kind = type(self.base).__name__
         with nonzero_adapter(model):
-            try:
-                expected = self._own_states(probe)
-            except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
-                if is_out_of_memory(error):
-                    raise
-                problem = f"{kind} cannot compute a row with its adapter ({one_line(error)})"
-                raise UserError(f"train: {problem}. Leave out layers with train.lora.exclude_modules.") from None
+            expected = self._own_states(probe)
             if not self._is_causal(probe[0], expected):
                 raise UserError(f"train: {kind} is not causal: a token changes those before it. Take another base.")
             if self.packing and not self._pack(probe, expected):
@@ -184,8 +178,17 @@ class Engine:
             self.model.eval()
 
     def _own_states(self, rows: list[Example]) -> torch.Tensor:
-        """Return the hidden states that the model itself gives to each row alone."""
-        return response_states(self.base, (collate([row], self._pad, self.device) for row in rows))
+        """Return the hidden states that the model itself gives to each row alone.
+
+        Raise UserError if it fails, as some routers of experts do with an adapter.
+        """
+        try:
+            return response_states(self.base, (collate([row], self._pad, self.device) for row in rows))
+        except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            problem = f"{type(self.base).__name__} cannot compute a row with its adapter ({one_line(error)})"
+            raise UserError(f"train: {problem}. Leave out layers with train.lora.exclude_modules.") from None
 
     def _is_causal(self, row: Example, expected: torch.Tensor) -> bool:
         """Return whether the hidden states of a row, the first in `expected`, do not depend on its last token."""

@@ -19,6 +19,7 @@ from howto.modeling.collate import Example
 from howto.modeling.distributed.process_group import ProcessGroup
 from stages.infer import answer_rows
 from tests.inference.test_sampling import decoding_params
+from tests.support.architectures import write_architecture
 
 ALONE = ProcessGroup(torch.device("cpu"))
 
@@ -64,6 +65,27 @@ def test_a_long_context_is_shortened_and_a_long_intent_gets_an_empty_answer(fini
     (answer,) = of.generate([Request(encoded)])
     assert (answer.text, answer.stop, answer.new_tokens) == ("", "too_long", 0)
     assert of.reference_log_probabilities([encoded], ALONE) == {}
+
+
+def test_a_window_that_the_attention_is_not_told_of_is_noticed_before_a_row_exceeds_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In Qwen2-MoE it is in the mask alone, which the batched cache does not use."""
+    window = {"use_sliding_window": True, "sliding_window": 130, "layer_types": ["sliding_attention"] * 2}
+    write_architecture(tmp_path / "models/base", "qwen2_moe", **window)
+    of, plain = generator(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path / "models/base").eval()
+    short, long = ([Example(str(size), list(range(3, 3 + size)), [5, 6, 7])] for size in (80, 90))
+    long = [Example("long", [*long[0].prompt, *long[0].prompt], [5, 6, 7])]
+    for rows, batched in ((short, True), (long, False)):
+        found = of.reference_log_probabilities(rows, ALONE)
+        (answer,) = of.generate([Request(rows[0])])
+        ids = torch.tensor([rows[0].prompt])
+        with torch.inference_mode():
+            logits = plain(input_ids=torch.tensor([[*rows[0].prompt, 5, 6, 7]])).logits[0, -4:-1].log_softmax(1)
+            new = plain.generate(input_ids=ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+        assert found[rows[0].id] == pytest.approx(logits[range(3), [5, 6, 7]].mean().item(), abs=1e-5)
+        assert answer.text == of.chat.tokenizer.decode(new, skip_special_tokens=True).strip()
+        assert ("one row at a time" in capsys.readouterr().err) is not batched
 
 
 def test_references_are_scored_a_bounded_number_of_tokens_at_once() -> None:

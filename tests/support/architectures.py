@@ -73,6 +73,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_alibi": ("falcon", {"head_dim": None, "alibi": True}),
     "mixtral": ("mixtral", {"num_local_experts": 4, **EXPERTS}),
     "qwen3_moe": ("qwen3_moe", {"num_experts": 4, **EXPERTS}),
+    "qwen2_moe": ("qwen2_moe", {"num_experts": 4, **EXPERTS, "shared_expert_intermediate_size": 32}),
     "olmo2": ("olmo2", {}),
     "cohere": ("cohere", {"logit_scale": 0.25}),
     "starcoder2": ("starcoder2", {"sliding_window": WINDOW}),

@@ -127,7 +127,7 @@ def test_a_hub_that_does_not_answer_is_a_problem_and_its_password_is_not_printed
 
 def test_the_hub_is_asked_for_access_to_each_source_and_nothing_is_downloaded(project: Path) -> None:
     use_hub(project)
-    model = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b""}
+    model = dict.fromkeys(("config.json", "model.safetensors", "tokenizer.json"), b"{}")
     files = {f"models/{MODEL}": model, f"datasets/{DATA}": {"databricks-dolly-15k.jsonl": b"{}"}}
     with serve(Hub(repositories=files)) as hub:
         assert sources(doctor(HF_ENDPOINT=hub.address)[1]) == [OK, OK]

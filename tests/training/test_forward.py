@@ -17,6 +17,7 @@ from howto.modeling.collate import collate, pack
 from howto.training.forward import Engine, response_states
 from howto.training.lora import add_adapter, trained_weights
 from howto.training.loss import response_loss
+from tests.support.architectures import architecture
 from tests.support.models import SHARED, adapted, example_rows, llama, train_profile
 
 CPU = torch.device("cpu")
@@ -64,10 +65,30 @@ def test_a_model_whose_rows_cannot_be_packed_is_trained_on_padded_rows(
         torch.testing.assert_close(engine.loss(batch), alone)
 
 
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_models_own_dropout_is_drawn_from_the_seed_and_off_without_one(*, packing: bool) -> None:
+    rates = {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}
+    peft = adapted(architecture("gpt2", **rates), dropout=0.0)
+    rows, shared = example_rows(8), SHARED.model_copy(update={"packing": packing})
+    alone = sum(response_loss(peft.get_base_model(), collate([row], 0, CPU), fused=False).item() for row in rows)
+    engine = Engine(peft, rows, shared, train_profile(), pad=0)
+    (batch,) = engine.batches(rows)
+    first, again, other = (engine.loss(batch, seed=seed).item() for seed in (1, 1, 2))
+    assert first == again != other and engine.packing is packing
+    assert engine.loss(batch).item() == pytest.approx(alone, rel=1e-5)
+
+
 def test_a_model_that_sees_the_future_is_refused() -> None:
     bert = AutoModelForCausalLM.from_config(BertConfig(vocab_size=50, hidden_size=16, num_attention_heads=2))
     peft = add_adapter(bert.eval(), SHARED.lora.model_copy(update={"target_modules": ["query"]}), Path("base"))
     with pytest.raises(UserError, match=r"BertLMHeadModel is not causal"):
+        make_engine(peft)
+
+
+def test_a_model_that_fails_with_its_adapter_is_one_line() -> None:
+    peft = model()
+    peft.get_base_model().model.layers[0].mlp.forward = lambda x: (x, x).shape  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"cannot compute a row with its adapter .* train.lora.exclude_modules"):
         make_engine(peft)
 
 

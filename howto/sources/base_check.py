@@ -34,8 +34,9 @@ def check_config(folder: Path, source: str) -> PreTrainedConfig:
         raise UserError(f"{source}/config.json: not a JSON object. Fetch the file again.")
     _check_not_quantised(values, source)
 
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, logging
 
+    logging.set_verbosity_error()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # for a value of another type, its checks raise errors of their own

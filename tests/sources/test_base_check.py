@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AddedToken, AutoTokenizer, BertConfig, LlamaConfig, PreTrainedTokenizerBase, T5Config
 
 from howto.core.errors import UserError
-from howto.modeling.base_check import check_base, check_config
 from howto.modeling.loading import load_base
+from howto.sources.base_check import check_base, check_config
 from tests.support.architectures import tokenizer, write_architecture
 
 CONFIG: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
