@@ -107,7 +107,7 @@ class Decoder:
         self._chosen = torch.zeros_like(self._tokens)  # tokens of each answer; counted only for random numbers
         columns = decoding.max_new_tokens if self._sampler.is_random else 0
         self._uniforms = torch.zeros(slots, columns, dtype=torch.float64, device=device)  # one for each token
-        columns = int(model.config.vocab_size) if self._sampler.uses_penalty else 0
+        columns = int(model.config.get_text_config(decoder=True).vocab_size) if self._sampler.uses_penalty else 0
         self._seen = torch.zeros(slots, columns, dtype=torch.bool, device=device)  # tokens that the row contains
 
     @torch.inference_mode()

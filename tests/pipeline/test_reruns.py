@@ -31,7 +31,7 @@ RERUNS = {
     "howto/inference/decoder.py": (INFER, "evaluate"),
     "data/prepared/test.jsonl": (f"{INFER} evaluate", ""),
     "machine.threads": (f"train {INFER}", "evaluate"),
-    "howto/modeling/chat.py": (f"train {INFER}", "evaluate"),
+    "howto/modeling/chat.py": (f"fetch_model train {INFER}", "evaluate"),
     "profiles.{active}.machine.precision": (f"fetch_model train {INFER}", "evaluate"),
     "prepare.split.seed": ("prepare", f"train {INFER} evaluate"),
     "howto/data/split.py": ("prepare", f"train {INFER} evaluate"),
