@@ -46,7 +46,7 @@ def exceeded_window(config: PreTrainedConfig, longest_row: int) -> int:
 def longest_prompt(window: int, max_new_tokens: int, max_prompt_tokens: int | None, base: Path) -> int:
     """Return the number of tokens that a prompt may have if an answer of `max_new_tokens` must fit behind it.
 
-    Raise UserError if that is none.
+    Raise UserError if the answer leaves no room for a prompt.
     """
     if max_new_tokens >= window:
         raise UserError(
