@@ -53,7 +53,8 @@ def fetch(data: Source, key: str, folder: Path) -> str:
     saved = is_saved(source) and not data.file
     hub_only = data.revision or data.config or (None if saved else data.split)
     if is_local(data.source, hub_only, f"{key}source"):
-        if source.resolve().is_relative_to(raw) or raw.is_relative_to(source.resolve()):
+        real = Path(os.path.realpath(source))
+        if real.is_relative_to(raw) or raw.is_relative_to(real):
             raise UserError(f"{source}: it overlaps with {RAW}, which this stage replaces. Keep your rows elsewhere.")
         files = local_files(source, data.file, f"{key}source")
         done = f"copied {data.source}"

@@ -227,8 +227,8 @@ class Chat:
 
 def _with_fixed_date(template: str, today: date) -> str:
     """Return a chat template in which `strftime_now` gives a fixed date: a macro hides transformers' function."""
-    formats = {match[2] for match in re.finditer(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""", template)}
-    if not formats:
+    if "strftime_now" not in template:
         return template
-    dates = {form: today.strftime(form) for form in sorted(formats)}
-    return f"{{%- macro strftime_now(format) -%}}{{{{ {dates!r}[format] }}}}{{%- endmacro -%}}{template}"
+    codes = [f"%{flag}{letter}" for flag in ("", "-") for letter in "aAbBcdeFHIjmMpSuUwWxXyYzZ"]
+    dated = "".join(f".replace({code!r}, {today.strftime(code)!r})" for code in codes)
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{dated} }}}}{{%- endmacro -%}}{template}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from howto.core.errors import UserError, one_line
+from howto.sources.model_files import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -26,12 +26,7 @@ def check_config(folder: Path, source: str) -> PreTrainedConfig:
     Raise UserError if it is not that of a causal language model with plain weights, of an architecture that
     transformers has.
     """
-    try:
-        values = json.loads((folder / "config.json").read_bytes())
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise UserError(f"{source}/config.json: not a JSON object. Fetch the file again.")
+    values = read_object(folder / "config.json", source)
     _check_not_quantised(values, source)
 
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, logging

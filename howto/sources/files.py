@@ -131,7 +131,7 @@ def _walk(root: Path) -> Iterator[tuple[str, Path]]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         links = [name for name in folders if Path(folder, name).is_symlink()]  # which `os.walk` does not follow
         for path in (Path(folder, name) for name in [*files, *links] if not name.startswith(".")):
-            name, real = path.relative_to(root).as_posix(), path.resolve()
+            name, real = path.relative_to(root).as_posix(), Path(os.path.realpath(path))
             is_inside = real.is_file() and real.is_relative_to(root.resolve())
             if not is_inside and (is_row_file(name) or not path.is_file()):
                 raise UserError(

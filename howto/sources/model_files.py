@@ -43,7 +43,7 @@ def check_model(folder: Path, source: str) -> list[str]:
     """
     weights = sorted(path.name for path in folder.iterdir() if _matches(path.name, WEIGHTS))
     if (folder / INDEX).is_file():
-        shards = set(_read(folder / INDEX, source).get("weight_map", {}).values())
+        shards = set(read_object(folder / INDEX, source).get("weight_map", {}).values())
         if missing := sorted(shards - set(weights)):
             raise UserError(f"{source}: {missing[0]} is missing, which {INDEX} names. Fetch the complete model.")
     for name in weights:
@@ -67,7 +67,8 @@ def _check_weights(path: Path, source: str) -> None:
         raise UserError(f"{source}/{path.name}: not complete safetensors ({problem}). Fetch the file again.") from None
 
 
-def _read(path: Path, source: str) -> dict[str, Any]:
+def read_object(path: Path, source: str) -> dict[str, Any]:
+    """Return the object in a JSON file of the model. Raise UserError if it is damaged."""
     try:
         value = json.loads(path.read_bytes())
     except ValueError:

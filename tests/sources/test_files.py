@@ -191,6 +191,7 @@ def test_links_to_files_of_the_same_data_folder_are_followed_and_what_params_yam
         (lambda mine: (mine / "x.jsonl").symlink_to(mine.parent / "secret.jsonl"), "mine/x.jsonl: expected a file in"),
         (lambda mine: (mine / "x").symlink_to(mine.parent), "mine/x: expected a file in mine"),
         (lambda mine: (mine / "x").symlink_to("nothing"), "mine/x: expected a file in mine"),
+        (lambda mine: (mine / "x").symlink_to("x"), "mine/x: expected a file in mine"),
         (lambda mine: os.mkfifo(mine / "x.jsonl"), "mine/x.jsonl: expected a file in mine"),
         (lambda mine: (mine / "rows.jsonl").chmod(0), "mine/rows.jsonl: no permission"),
     ],

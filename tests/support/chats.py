@@ -33,8 +33,8 @@ PARTS = (
 # Llama 3: today's date is in the system message.
 DATED = (
     "{% set date = strftime_now('%d %b %Y') if strftime_now is defined else '26 Jul 2024' %}"
-    '{% macro day() %}{{ strftime_now("%Y-%m-%d") }}{% endmacro %}'
-    "{{ '<|im_start|>Today: ' + date + ', ' + day() + '\n' }}" + CHATML
+    "{% macro day(form) %}{{ strftime_now(form) }}{% endmacro %}"
+    "{{ '<|im_start|>Today: ' + date + ', ' + day('%Y-%m-%d') + '\n' }}" + CHATML
 )
 # Mistral 7B: a space before the answer, and the end of sequence right behind it.
 MISTRAL = (
