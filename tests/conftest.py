@@ -109,6 +109,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the default profile's base model. Read-only."""
+
+    def make(folder: Path) -> None:
+        from howto.params import read_params
+        from howto.sources.config import Model
+        from howto.sources.gguf import convert_gguf
+        from howto.sources.installed_package import package_file
+
+        path, package = package_file(read_params(ROOT / "params.yaml").section(Model).source)
+        convert_gguf(path, folder, "float32", package)
+
+    return made_once(tmp_path_factory, "smollm2", make)
+
+
+@pytest.fixture(scope="session")
 def small_params(tiny: Path) -> str:
     """Return this project's params.yaml for the tiny model."""
     return smaller((ROOT / "params.yaml").read_text(encoding="utf-8"), tiny)

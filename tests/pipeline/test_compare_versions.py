@@ -41,23 +41,6 @@ def test_a_version_against_itself_shows_no_difference(known: Path, tmp_path: Pat
     assert f"give the same answers to all {found['rows']} rows." in done.stdout
 
 
-def test_an_experiment_is_compared_with_what_differs(project: Path, tmp_path: Path) -> None:
-    run(project, "dvc", "exp", "run", "-n", "fast", "-S", "profiles.smollm2.train.learning_rate=0.05")
-    fast = metrics(project)["adapter"]["rougeL"]
-    run(project, "git", "checkout", "-q", ".")
-    run(project, "dvc", "checkout", "-q")
-    slow = metrics(project)["adapter"]["rougeL"]
-    assert fast != slow
-    done = compare(project, "fast", "--json", str(tmp_path / "found.json"), "--rows", "2")
-    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    assert (found["old"]["metrics"]["rougeL"], found["new"]["metrics"]["rougeL"]) == (fast, slow)
-    assert found["params"] == {"profiles.<profile>.train.learning_rate": [0.05, 0.01]}
-    assert "models/adapter" in found["hashes"] and "models/base" not in found["hashes"]
-    assert "│ profiles.<profile>.train.learning_rate │ 0.05 │ 0.01 │" in done.stdout
-    assert "Largest gains:" in done.stdout or "Largest regressions:" in done.stdout
-    assert run(project, "git", "status", "--porcelain") == ""
-
-
 def test_test_sets_that_differ_are_compared_on_their_common_rows(project: Path) -> None:
     rows = read_rows(project / TEST, Row)
     write_rows(project / TEST, [rows[0].model_copy(update={"output": "Other."}), *rows[1:]])

@@ -29,7 +29,7 @@ def hashes(folder: Path) -> list[str]:
 def killed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training of some seconds that was killed after its first checkpoint. Not to be changed."""
     folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("killed") / "folder"))
-    edit_params(folder, "      epochs: 1 ", "      epochs: 30 ")
+    edit_params(folder, "      epochs: 1 ", "      epochs: 15 ")
     shutil.rmtree(folder / "models/adapter")
     (folder / "metrics/train.json").unlink()
     with start_stage(folder, "stages.train") as process:
@@ -69,7 +69,7 @@ def test_a_run_that_is_killed_and_stopped_by_ctrl_c_ends_with_the_bytes_of_one_t
 def test_a_run_with_other_params_never_resumes_and_its_bytes_are_the_same_on_one_core(
     folder: Path, finished: Path
 ) -> None:
-    edit_params(folder, "      epochs: 30 ", "      epochs: 1 ")  # as in `finished`
+    edit_params(folder, "      epochs: 15 ", "      epochs: 1 ")  # as in `finished`
     core = str(min(os.sched_getaffinity(0)))
     run(folder, "env", f"PYTHONPATH={ROOT}", "taskset", "-c", core, "python", "-m", "stages.train")
     assert not resumed(folder)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from howto.tools.cli import main
 from tests.conftest import run, stages_run
+from tests.support.in_process import run_here
 
 
 def undo(clone: Path) -> None:
@@ -33,11 +35,19 @@ def test_a_second_repro_runs_no_stage_and_writes_no_file_that_git_sees_also_afte
     assert (clone / "models/adapter/adapter_model.safetensors").is_file()
 
 
-def test_another_rank_and_learning_rate_rerun_training_and_what_follows_and_show_in_params_and_metrics(
-    clone: Path,
+def rouge(folder: Path) -> float:
+    """ROUGE-L of the adapter's answers."""
+    return float(json.loads((folder / "metrics/evaluation.json").read_text(encoding="utf-8"))["adapter"]["rougeL"])
+
+
+def test_another_rank_and_learning_rate_rerun_training_and_what_follows_and_are_compared(
+    clone: Path, tmp_path: Path
 ) -> None:
-    changes = ["-S", "train.lora.r=16", "-S", "profiles.smollm2.train.learning_rate=1e-5"]
+    slow = rouge(clone)
+    changes = ["-n", "other", "-S", "train.lora.r=16", "-S", "profiles.smollm2.train.learning_rate=1e-5"]
     assert sorted(stages_run(run(clone, "dvc", "exp", "run", *changes))) == ["evaluate", "infer@adapter", "train"]
+    other = rouge(clone)
+    assert other != slow
     assert "1e-05" in (clone / "params.yaml").read_text(encoding="utf-8")  # PyYAML would read DVC's 1e-05 as a string
     (params,) = json.loads(run(clone, "dvc", "params", "diff", "--json")).values()
     assert params["train.lora.r"] == {"old": 8, "new": 16, "diff": 8}
@@ -46,6 +56,15 @@ def test_another_rank_and_learning_rate_rerun_training_and_what_follows_and_show
     parameters = metrics["trainable_parameters"]
     assert parameters["new"] == 2 * parameters["old"] > 0
     undo(clone)
+
+    done = run_here(main, clone, "compare", "other", "--json", str(tmp_path / "found.json"), "--rows", "2")
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert (found["old"]["metrics"]["rougeL"], found["new"]["metrics"]["rougeL"]) == (other, slow)
+    assert found["params"] == {"profiles.<profile>.train.learning_rate": [1e-5, 0.01], "train.lora.r": [16, 8]}
+    assert "models/adapter" in found["hashes"] and "models/base" not in found["hashes"]
+    assert "│ profiles.<profile>.train.learning_rate │ 1e-05 │ 0.01 │" in " ".join(done.stdout.split())
+    assert "Largest gains:" in done.stdout or "Largest regressions:" in done.stdout
+    assert run(clone, "git", "status", "--porcelain") == ""
 
 
 def test_a_comment_in_code_reruns_the_stage_that_uses_it_to_the_same_bytes_and_nothing_after_it(clone: Path) -> None:

@@ -15,13 +15,7 @@ from tests.pipeline.test_recover import YAML
 from tests.support.in_process import Done, edit_params, run_here
 
 ADAPTER = Path("data/predictions/adapter.jsonl")
-PLACES = (
-    "subfolder",
-    "subfolder with .dvc above",
-    "submodule",
-    "worktree with a detached head",
-    "links to a linked cache",
-)
+PLACES = ("subfolder of a submodule", "subfolder with .dvc above and linked caches", "worktree with a detached head")
 
 
 def put(place: str, base: Path, fill: Callable[[Path], None]) -> Path:
@@ -33,17 +27,17 @@ def put(place: str, base: Path, fill: Callable[[Path], None]) -> Path:
     folder = top / "teams/how to" if place.startswith("subfolder") else top
     folder.mkdir(parents=True)
     fill(folder)
-    if place == "subfolder with .dvc above":
-        (folder / ".dvc").rename(top / ".dvc")
     if place.startswith("subfolder"):
         (top / "another project.txt").write_text("of another team\n", encoding="utf-8")
-    if place == "links to a linked cache":
-        (folder / ".dvc/cache").rename(base / "cache")
-        (folder / ".dvc/cache").symlink_to(base / "cache")
-        (folder / ".dvc/config.local").write_text("[cache]\n    type = symlink\n", encoding="utf-8")
+    if "above" in place:
+        (folder / ".dvc").rename(top / ".dvc")
+    if is_linked := "linked" in place:
+        (top / ".dvc/cache").rename(base / "cache")
+        (top / ".dvc/cache").symlink_to(base / "cache")
+        (top / ".dvc/config.local").write_text("[cache]\n    type = symlink\n", encoding="utf-8")
     for command in ("git init -q", "git add -A", "git commit -qm run"):
         run(top, *command.split())
-    if place == "links to a linked cache":
+    if is_linked:
         run(folder, "dvc", "checkout", "-q", "--relink")
     if place == "worktree with a detached head":
         tree = base / "other tree é"
@@ -51,14 +45,14 @@ def put(place: str, base: Path, fill: Callable[[Path], None]) -> Path:
         (tree / ".dvc/cache").symlink_to(top / ".dvc/cache")
         run(tree, "dvc", "checkout", "-q")
         return tree
-    if place == "submodule":
-        above = base / "above"
-        above.mkdir()
+    if "submodule" in place:
+        (above := base / "above").mkdir()
         run(above, "git", "init", "-q")
         run(above, "git", "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(top), "part of it")
-        (above / "part of it/.dvc/cache").symlink_to(top / ".dvc/cache")
-        run(above / "part of it", "dvc", "checkout", "-q")
-        return above / "part of it"
+        project = above / "part of it" / folder.relative_to(top)
+        (project / ".dvc/cache").symlink_to(folder / ".dvc/cache")
+        run(project, "dvc", "checkout", "-q")
+        return project
     return folder
 
 
@@ -100,7 +94,7 @@ def test_versions_are_compared_and_exported(project: Path, tmp_path: Path) -> No
     assert run(project, "git", "status", "--porcelain", ".") == ""
 
 
-@pytest.mark.parametrize("project", PLACES[:2], indirect=True)
+@pytest.mark.parametrize("project", [PLACES[0], "subfolder with .dvc above"], indirect=True)
 def test_a_remote_of_today_serves_a_version_that_knew_none(project: Path, tmp_path: Path) -> None:
     run(project, "dvc", "remote", "add", "-q", "-d", "store", "store of all")  # relative to the working directory
     run(project, "dvc", "push", "-q")

