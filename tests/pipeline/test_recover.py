@@ -9,13 +9,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import ENVIRONMENT, call, run, run_stage
+from howto.tools.cli import main
+from tests.conftest import ENVIRONMENT, call, run
+from tests.support.in_process import Done, run_here
 
 YAML = "stages:\n  copy:\n    cmd: cp seed.txt made.txt\n    deps: [seed.txt]\n    outs: [made.txt]\n"
 
 
-def recover(folder: Path) -> subprocess.CompletedProcess[str]:
-    return run_stage(folder, "howto", "recover")
+def recover(folder: Path) -> Done:
+    return run_here(main, folder, "recover")
 
 
 @pytest.fixture(scope="module")
