@@ -53,9 +53,9 @@ def test_a_file_that_stops_dvc_is_repaired_and_nothing_runs_again(project: Path,
     before = (project / "dvc.lock").read_bytes()
     (project / name).write_text(damaged, encoding="utf-8")
     assert call(project, "dvc", "repro").returncode != 0  # otherwise this module is no longer needed
-    done = recover(project)
-    assert done.returncode == 0 and done.stdout.count("\n") == 1, done.stderr
-    assert done.stdout.startswith("recover: ") and "half-written when DVC was killed" in done.stdout
+    recovered = recover(project)
+    assert recovered.returncode == 0 and recovered.stdout.count("\n") == 1, recovered.stderr
+    assert recovered.stdout.startswith("recover: ") and "half-written when DVC was killed" in recovered.stdout
     done = call(project, "dvc", "repro")
     assert done.returncode == 0 and "Running stage" not in done.stdout, done.stderr
     assert (project / "dvc.lock").read_bytes() == before
