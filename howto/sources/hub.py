@@ -6,6 +6,7 @@ one run it resumes a download that breaks. A later run keeps complete files, and
 
 import errno
 import glob
+import sys
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -100,6 +101,11 @@ def open_repository(id: str, kind: str, revision: str | None) -> Repository:
             names = [file.path for file in hub.get_cached_repo_tree(id, repo_type=kind, revision=folder.name)]
         except errors.CachedRepoTreeNotFoundError:  # another program filled the cache
             names = listed or [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+            if not listed:
+                what = f"{id}: HF_HUB_OFFLINE is set, and the cache has no list of the repository's files"
+                print(
+                    f"warning: {what}. The {len(names)} in the cache are taken. They may not be all.", file=sys.stderr
+                )
     for name in names:
         if name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts:
             raise UserError(f"{id}: it has a file outside of itself, {name!r}. Take another source in params.yaml.")

@@ -193,7 +193,8 @@ def _scores() -> str:
     """Return the table of ROUGE-L of base, adapter and their difference."""
     try:
         metrics = json.loads(EVALUATION.read_text(encoding="utf-8"))
-        lines = [f"| ROUGE-L (F) on {metrics['rows']} held-out rows | | 95 % interval |", "| --- | ---: | --- |"]
+        words = ", Unicode words" if metrics.get("unicode_words") else ""
+        lines = [f"| ROUGE-L (F{words}) on {metrics['rows']} held-out rows | | 95 % interval |", "| --- | ---: | --- |"]
         for label, key in (("base model", "base"), ("this model", "adapter"), ("difference", "delta")):
             score, low, high = (metrics[key][name] for name in ("rougeL", "rougeL_low", "rougeL_high"))
             lines.append(f"| {label} | {score:.4f} | [{low:.4f}, {high:.4f}] |")

@@ -143,7 +143,7 @@ ROWS = st.lists(
     st.builds(raw, INTENTS, RESPONSES, CONTEXTS, st.sampled_from(["open_qa", "closed_qa", ""])), max_size=12
 )
 # Rows that fill each split, whatever else is drawn.
-FILLING = plain(40, start=1000)
+FILLING = plain(20, start=1000)
 
 
 @FEW

@@ -66,46 +66,40 @@ def test_a_split_is_one_file_of_jsonl_and_no_other_split_is_downloaded(languages
     assert all(SOURCE in asked.path and "/de/" not in asked.path for asked in languages.asked)
 
 
-def test_conversations_of_one_configuration_keep_their_messages(languages: Hub, place: Place) -> None:
-    row = {"messages": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So.\\n"}]}
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([row]), buffer)
-    languages.repositories[f"datasets/{SOURCE}"]["en/test.parquet"] = buffer.getvalue()
-    place.succeeds("data", f"{{source: {SOURCE}, config: en, split: test}}")
-    assert json.loads(place.files("data/raw/rows")["rows.jsonl"]) == row
-
-
-@pytest.mark.parametrize(
-    ("readme", "more", "texts"),
-    [
-        (README.replace(b"name: en\n", b"name: en\n  default: true\n"), "", ["How?", "Naïve — 1\u2028?", "Why?"]),
-        (README.replace(b"name: de\n", b"name: de\n  default: true\n"), ", split: test", ["Wann?"]),
-    ],
-)
-def test_what_is_not_given_is_the_default_configuration_and_its_train_split(
-    languages: Hub, place: Place, readme: bytes, more: str, texts: list[str]
+def test_configurations_and_splits_are_chosen_by_name_by_default_and_without_a_readme(
+    languages: Hub, place: Place
 ) -> None:
-    languages.repositories[f"datasets/{SOURCE}"]["README.md"] = readme
-    place.succeeds("data", f"{{source: {SOURCE}{more}}}")
-    assert place.files("data/raw/rows") == {"rows.jsonl": jsonl(*texts)}
-
-
-def test_without_configurations_in_the_readme_splits_are_found_by_their_names(hub: Hub, place: Place) -> None:
-    hub.repositories["datasets/someone/plain"] = {"train.jsonl": jsonl("How?"), "test.jsonl": jsonl("Why?")}
-    place.succeeds("data", "{source: someone/plain, split: test}")
-    assert place.files("data/raw/rows") == {"rows.jsonl": jsonl("Why?")}
+    row = {"messages": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So.\\n"}]}
+    chats = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([row]), chats)
+    files = languages.repositories[f"datasets/{SOURCE}"]
+    for name in ("en", "de"):
+        readme = README.replace(b"name: %s\n" % name.encode(), b"name: %s\n  default: true\n" % name.encode())
+        languages.repositories[f"datasets/someone/{name}"] = {**files, "README.md": readme}
+    languages.repositories["datasets/someone/chats"] = {**files, "en/test.parquet": chats.getvalue()}
+    languages.repositories["datasets/someone/plain"] = {"train.jsonl": jsonl("How?"), "test.jsonl": jsonl("Why?")}
+    parts = {
+        "default": ("en", jsonl("How?", "Naïve — 1\u2028?", "Why?")),
+        "default_configuration": ("de, split: test", jsonl("Wann?")),
+        "conversations": ("chats, config: en, split: test", json.dumps(row).encode() + b"\n"),
+        "names_of_files": ("plain, split: test", jsonl("Why?")),
+    }
+    sources = ", ".join(f"{part}: {{source: someone/{source}}}" for part, (source, _) in parts.items())
+    place.succeeds("data", f"{{sources: {{{sources}}}}}")
+    expected = {f"{part}/rows.jsonl": data for part, (_, data) in parts.items()}
+    assert place.files("data/raw/rows") == expected
 
 
 @pytest.mark.parametrize(
     ("data", "phrase"),
     [
         (f"{{source: {SOURCE}}}", "data.config: expected one of en, de; got none"),
-        (f"{{source: {SOURCE}, config: fr}}", "data.config: expected one of en, de; got fr"),
         (f"{{source: {SOURCE}, config: en, split: dev}}", "data.split: expected one of train, test; got dev"),
-        (f"{{source: {SOURCE}, config: de, test_source: {SOURCE}, test_config: fr}}", "data.test_config: expected one"),
+        (
+            f"{{source: rows.jsonl, test_source: {SOURCE}, test_config: fr}}",
+            "data.test_config: expected one of en, de; got fr",
+        ),
         ("{source: someone/broken, split: train}", "the datasets library cannot read it"),
-        ("{source: rows.jsonl, split: train}", "is a local path, which has no 'train'"),
-        (f"{{source: {SOURCE}, file: rows.jsonl, split: train}}", "file excludes config and split"),
     ],
 )
 def test_a_wrong_configuration_or_split_is_one_line(languages: Hub, place: Place, data: str, phrase: str) -> None:

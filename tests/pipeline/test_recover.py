@@ -9,13 +9,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import ENVIRONMENT, call, run, run_stage
+from howto.tools.cli import main
+from tests.conftest import ENVIRONMENT, call, run
+from tests.support.in_process import Done, run_here
 
 YAML = "stages:\n  copy:\n    cmd: cp seed.txt made.txt\n    deps: [seed.txt]\n    outs: [made.txt]\n"
 
 
-def recover(folder: Path) -> subprocess.CompletedProcess[str]:
-    return run_stage(folder, "howto", "recover")
+def recover(folder: Path) -> Done:
+    return run_here(main, folder, "recover")
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +53,9 @@ def test_a_file_that_stops_dvc_is_repaired_and_nothing_runs_again(project: Path,
     before = (project / "dvc.lock").read_bytes()
     (project / name).write_text(damaged, encoding="utf-8")
     assert call(project, "dvc", "repro").returncode != 0  # otherwise this module is no longer needed
-    done = recover(project)
-    assert done.returncode == 0 and done.stdout.count("\n") == 1, done.stderr
-    assert done.stdout.startswith("recover: ") and "half-written when DVC was killed" in done.stdout
+    recovered = recover(project)
+    assert recovered.returncode == 0 and recovered.stdout.count("\n") == 1, recovered.stderr
+    assert recovered.stdout.startswith("recover: ") and "half-written when DVC was killed" in recovered.stdout
     done = call(project, "dvc", "repro")
     assert done.returncode == 0 and "Running stage" not in done.stdout, done.stderr
     assert (project / "dvc.lock").read_bytes() == before

@@ -44,6 +44,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.exists()}
 
 
+@pytest.mark.parametrize("store", ["ssh"], indirect=True)
 def test_a_fresh_clone_pulls_the_models_or_everything_and_runs_no_stage(
     store: Store, project: Path, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """HEAD is run again in a clone; an output with another hash is reported with the stage where the difference begins."""
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ stages:
     outs: [log/hasil.jsonl]
     metrics: [metrics/metrics.json: {cache: false}]
   prepare:
-    cmd: mkdir -p data/prepared && cp rows data/prepared/train && eval "$PREPARE"
+    cmd: mkdir -p data/prepared && cp rows data/prepared/train
     deps: [rows]
     params: [seed]
     outs: [data/prepared]
@@ -32,20 +33,25 @@ stages:
 MAKEFILE = f"VENV := .venv\nrun:\n\tln -s {sys.prefix} $(VENV) && . $(VENV)/bin/activate && dvc repro\n"
 FILES = {"params.yaml": "seed: 0\n", "rows": "1\n", "requirements.lock": "rich==0.1\n", "Makefile": MAKEFILE}
 OTHER_PLACE = {"MAKEFLAGS": "-- VENV=elsewhere", "GIT_DIR": "nowhere"}  # as under make, and in a hook of git
-PREPARED, ADAPTER, RESULTS = "prepare: data/prepared", "train: models/adapter", "evaluate: log/hasil.jsonl"
+ADAPTER, RESULTS = "train: models/adapter", "evaluate: log/hasil.jsonl"
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A committed run of the small pipeline, with an empty folder for clones beside it."""
-    folder = tmp_path / "project"
-    folder.mkdir()
-    (tmp_path / "clones").mkdir()
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A committed run of the small pipeline. Not to be changed."""
+    folder = tmp_path_factory.mktemp("made")
     for name, text in {**FILES, "dvc.yaml": PIPELINE}.items():
         (folder / name).write_text(text, encoding="utf-8")
     for command in ("git init -q", "dvc init -q", "dvc repro -q", "git add -A", "git commit -qm run"):
         run(folder, *command.split())
     return folder
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change, with an empty folder for clones beside it."""
+    (tmp_path / "clones").mkdir()
+    return Path(shutil.copytree(made, tmp_path / "project", symlinks=True))
 
 
 def start(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
@@ -79,17 +85,16 @@ def test_a_run_with_the_committed_hashes_exits_with_0_and_leaves_the_folder_as_i
 
 
 @pytest.mark.parametrize(
-    ("variable", "command", "different", "first"),
+    ("command", "different", "first"),
     [
-        ("TRAIN", "echo >> models/adapter", [ADAPTER, RESULTS], ["train"]),
-        ("PREPARE", "echo >> data/prepared/train", [PREPARED, ADAPTER, RESULTS], ["prepare"]),
-        ("TRAIN", "false", [ADAPTER, RESULTS, "evaluate: metrics/metrics.json"], []),
+        ("echo >> models/adapter", [ADAPTER, RESULTS], ["train"]),
+        ("false", [ADAPTER, RESULTS, "evaluate: metrics/metrics.json"], []),
     ],
 )
 def test_different_outputs_and_the_first_stage_at_fault_are_named(
-    project: Path, variable: str, command: str, different: list[str], first: list[str]
+    project: Path, command: str, different: list[str], first: list[str]
 ) -> None:
-    status, out, _ = verify(project, "--here", **{variable: command})
+    status, out, _ = verify(project, "--here", TRAIN=command)
     assert status == 1 and f"; {len(different)} of 4 outputs differ" in out
     assert re.findall("(.*): expected", out) == different
     assert re.findall("(.*) differs although", out) == first
@@ -108,18 +113,20 @@ def test_a_signal_ends_what_runs_in_the_clone_and_removes_it(project: Path, numb
     assert not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE
 
 
+CHANGED_STAGES = PIPELINE.replace("cp rows", "cat rows >") + "  new: {cmd: echo > new, outs: [new]}\n"
+
+
 @pytest.mark.parametrize(
-    ("name", "text", "problem"),
+    ("files", "problem"),
     [
-        ("dvc.lock", "", "HEAD:dvc.lock: no such file"),
-        ("dvc.yaml", PIPELINE.replace("cp rows", "cat rows >"), "prepare: command"),
-        ("dvc.yaml", PIPELINE + "  new: {cmd: echo > new, outs: [new]}\n", "new: new stage"),
-        ("rows", "other rows\n", "prepare: rows"),
-        ("metrics/metrics.json", "2\n", "evaluate: metrics/metrics.json"),
+        ({"dvc.lock": ""}, "HEAD:dvc.lock: no such file"),
+        ({"dvc.yaml": CHANGED_STAGES}, "(new: new stage, prepare: command)"),
+        ({"rows": "2\n", "metrics/metrics.json": "2\n"}, "(evaluate: metrics/metrics.json, prepare: rows)"),
     ],
 )
-def test_a_commit_that_is_no_finished_run_is_one_line(project: Path, name: str, text: str, problem: str) -> None:
-    (project / name).unlink() if not text else (project / name).write_text(text, encoding="utf-8")
+def test_a_commit_that_is_no_finished_run_is_one_line(project: Path, files: dict[str, str], problem: str) -> None:
+    for name, text in files.items():
+        (project / name).unlink() if not text else (project / name).write_text(text, encoding="utf-8")
     call(project, "git", "commit", "-qam", "change")
     status, out, errors = verify(project, "--here")
     assert status == 1 and out == "" and errors.count("\n") == 1 and problem in errors

@@ -16,6 +16,8 @@ from tests.support.fetching import ABOUT, OTHERS, PARTS, ROWS, SHARDS, WEIGHTS, 
 from tests.support.hub import sha256
 from tests.support.raw_files import read_jsonl
 
+INDEX = b'{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
+
 
 def test_a_local_model_folder_may_consist_of_links(place: Place) -> None:
     blobs = lay(place.folder / "blobs", {"model.safetensors": WEIGHTS, **PARTS, **OTHERS})
@@ -34,7 +36,12 @@ def test_a_local_model_folder_may_consist_of_links(place: Place) -> None:
         ({**PARTS, "model.safetensors": WEIGHTS[:-9]}, "", "mine/model.safetensors: not complete safetensors"),
         ({**PARTS, "model.safetensors": b"version https://git-lfs.github.com/spec/v1"}, "", "a git-lfs pointer"),
         ({**PARTS, "model.safetensors": WEIGHTS, "config.json": b"{"}, "", "mine/config.json: not a JSON object"),
-        ({**PARTS, "model.safetensors": WEIGHTS}, f", weights_sha256: {'a' * 64}", "expected sha256"),
+        (
+            {**PARTS, "model-1.safetensors": WEIGHTS, "model.safetensors.index.json": INDEX},
+            "",
+            "mine: model-2.safetensors is",
+        ),
+        ({**PARTS, "model.safetensors": WEIGHTS}, f", weights_sha256: {'a' * 64}", f"got {sha256(WEIGHTS)}"),
     ],
 )
 def test_a_local_model_that_cannot_be_used_is_one_line(
@@ -186,25 +193,29 @@ def test_links_to_files_of_the_same_data_folder_are_followed_and_what_params_yam
 
 
 @pytest.mark.parametrize(
-    ("damage", "phrase"),
+    ("damage", "name"),
     [
-        (lambda mine: (mine / "x.jsonl").symlink_to(mine.parent / "secret.jsonl"), "mine/x.jsonl: expected a file in"),
-        (lambda mine: (mine / "x").symlink_to(mine.parent), "mine/x: expected a file in mine"),
-        (lambda mine: (mine / "x").symlink_to("nothing"), "mine/x: expected a file in mine"),
-        (lambda mine: (mine / "x").symlink_to("x"), "mine/x: expected a file in mine"),
-        (lambda mine: os.mkfifo(mine / "x.jsonl"), "mine/x.jsonl: expected a file in mine"),
-        (lambda mine: (mine / "rows.jsonl").chmod(0), "mine/rows.jsonl: no permission"),
+        (lambda mine: (mine / "x.jsonl").symlink_to(mine.parent / "secret.jsonl"), "x.jsonl"),
+        (lambda mine: (mine / "x").symlink_to(mine.parent), "x"),
+        (lambda mine: (mine / "x").symlink_to("nothing"), "x"),
+        (lambda mine: (mine / "x").symlink_to("x"), "x"),
+        (lambda mine: os.mkfifo(mine / "x.jsonl"), "x.jsonl"),
     ],
 )
 def test_a_data_folder_that_cannot_be_copied_is_one_line(
-    place: Place, damage: Callable[[Path], None], phrase: str
+    place: Place, damage: Callable[[Path], None], name: str
 ) -> None:
     lay(place.folder, {"secret.jsonl": b"secret"})
     damage(lay(place.folder / "mine", ROWS))
+    place.fails("data", "{source: mine}", f"error: mine/{name}: expected a file in mine")
+
+
+def test_a_file_that_may_not_be_read_is_one_line(place: Place) -> None:
+    (lay(place.folder / "mine", ROWS) / "rows.jsonl").chmod(0)
     place.write(data="{source: mine}")
     done = run_by_anyone(place.folder, "stages.fetch_data")
     assert done.returncode == 1 and not done.stdout
-    assert done.stderr.startswith(f"error: {phrase}") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: mine/rows.jsonl: no permission") and done.stderr.count("\n") == 1, done.stderr
     assert not list((place.folder / "data").iterdir())
 
 
@@ -215,6 +226,8 @@ def test_a_data_folder_that_cannot_be_copied_is_one_line(
         ("{source: params.yaml}", "params.yaml: expected a file that ends in .jsonl"),
         (f"{{source: two, sha256: {'a' * 64}}}", "two: expected sha256"),
         ("{source: rows.jsonl, revision: main}", "is a local path"),
+        ("{source: rows.jsonl, split: train}", "is a local path, which has no 'train'"),
+        ("{source: someone/rows, file: rows.jsonl, split: train}", "file excludes config and split"),
         ("{source: nothing}", "it has dataset_infos.json. Correct data.source"),
         ("{source: .}", "it overlaps with data/raw"),
         ("{source: rows.jsonl, test_source: ./nowhere}", "Correct data.test_source"),

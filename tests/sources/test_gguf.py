@@ -94,7 +94,8 @@ def test_a_local_file_is_converted_if_it_is_complete_and_has_the_sha256_of_param
     path = place.folder / "mine.gguf"
     write(path)
     digest = sha256(path.read_bytes())
-    assert digest in place.succeeds("model", f"{{source: ./mine.gguf, weights_sha256: {digest}}}")
+    done = place.fetch("model", f"{{source: ./mine.gguf, weights_sha256: {digest}}}")  # here, with progress bars
+    assert done.returncode == 0 and digest in done.stdout
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= place.files("models/base").keys()
     assert load_chat(place.folder / "models/base").tokenizer.get_vocab() == tokenizer.get_vocab()
     shutil.rmtree(place.folder / "models")

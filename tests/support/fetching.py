@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +16,9 @@ from tokenizers.models import WordLevel
 
 from tests.conftest import ROOT, call, run_stage
 from tests.support.hub import Hub, serve
-from tests.support.in_process import run_stage_here
+from tests.support.in_process import Done, run_stage_here
 
 MODEL, DATA = "someone/small-chat", "someone/how-to"
-STAGES = {"model": "stages.fetch_model", "data": "stages.fetch_data"}
 OUTPUTS = {"model": "models", "data": "data"}
 
 
@@ -47,7 +45,7 @@ CONFIG = {
     **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": len(TOKENS), "hidden_size": 2},
     **{"intermediate_size": 2, "num_hidden_layers": 1, "num_attention_heads": 1},
 }
-WEIGHTS = weights(1000)
+WEIGHTS, OLDER_WEIGHTS = weights(1000), weights(500)
 PARTS = {
     "config.json": json.dumps(CONFIG).encode(),
     "tokenizer.json": Tokenizer(WordLevel(TOKENS, unk_token="<unk>")).to_str().encode(),
@@ -68,6 +66,7 @@ OTHERS = {
 }
 SHARDS = {"data/train-0.parquet": b"PAR1 zero", "data/train-1.parquet": b"PAR1 one"}
 ROWS = {"rows.jsonl": rows(9), "old [2].json": b"[]", "more/part.csv.gz": b"instruction,response\n", **SHARDS}
+OLD_ROWS = {"old.json": b"[]"}
 ABOUT = {"README.md": b"# Rows", ".gitattributes": b"", "dataset_infos.json": b"{}", "data/.hidden.jsonl": b"{}"}
 
 
@@ -81,7 +80,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         f"models/{MODEL}": {"model.safetensors": WEIGHTS, **PARTS, **OTHERS},
         f"datasets/{DATA}": {**ROWS, **ABOUT},
     }
-    older = {f"models/{MODEL}": {"model.safetensors": weights(500), **PARTS}, f"datasets/{DATA}": {"old.json": b"[]"}}
+    older = {f"models/{MODEL}": {"model.safetensors": OLDER_WEIGHTS, **PARTS, **OTHERS}, f"datasets/{DATA}": OLD_ROWS}
     with serve(Hub(repositories, older)) as served:
         monkeypatch.setenv("HF_ENDPOINT", served.address)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hub-cache"))
@@ -104,10 +103,13 @@ class Place:
         data_text = f"\n    data: {data}" if data else text[middle:end]
         (self.folder / "params.yaml").write_text(text[:start] + model_text + data_text + text[end:], encoding="utf-8")
 
-    def fetch(self, what: str, source: str) -> subprocess.CompletedProcess[str]:
-        """Run the stage that fetches the "model" or the "data"."""
+    def fetch(self, what: str, source: str) -> Done:
+        """Run the stage that fetches the "model" or the "data". Libraries read the hub's address at their import."""
         self.write(**{what: source})
-        return run_stage(self.folder, STAGES[what])
+        if "HF_ENDPOINT" not in os.environ:
+            return run_stage_here(f"fetch_{what}", self.folder)
+        done = run_stage(self.folder, f"stages.fetch_{what}")
+        return Done(done.returncode, done.stdout, done.stderr)
 
     def succeeds(self, what: str, source: str) -> str:
         """Run the stage, check that it is quiet on stderr, and return what it printed."""
@@ -117,17 +119,13 @@ class Place:
 
     def fails(self, what: str, source: str, *phrases: str) -> str:
         """Run the stage, check that it ends with one line and leaves nothing, and return the line."""
-        if "HF_ENDPOINT" in os.environ:  # a process reads it when it starts
-            done: Any = self.fetch(what, source)
-        else:
-            self.write(**{what: source})
-            done = run_stage_here(f"fetch_{what}", self.folder)
+        done = self.fetch(what, source)
         assert done.returncode == 1 and not done.stdout, done.stderr
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
         assert all(phrase in done.stderr for phrase in phrases), done.stderr
         output = self.folder / OUTPUTS[what]
         assert not output.exists() or not list(output.iterdir())
-        return str(done.stderr)
+        return done.stderr
 
     def files(self, folder: str) -> dict[str, bytes]:
         """Return the files in `folder`, by their names relative to it."""

@@ -58,8 +58,13 @@ def sources(lines: list[str]) -> list[str]:
     return [line.split()[0] for line in lines if ".source: " in line]
 
 
+def break_torch(folder: Path) -> None:
+    (folder / "torch.py").write_text("raise ImportError('libgomp.so.1: cannot open')", encoding="utf-8")
+
+
 def use_hub(folder: Path) -> None:
-    """Choose the profile tinyllama, without its revisions."""
+    """Choose the profile tinyllama, without its revisions. torch, which no check of the hub needs, takes no time."""
+    break_torch(folder)
     edit(folder / "params.yaml", "\nprofile: smollm2", "\nprofile: tinyllama")
     edit(folder / "params.yaml", "      revision:", "      # revision:")
 
@@ -105,8 +110,8 @@ def test_each_of_several_sources_is_checked(project: Path) -> None:
 
 
 def test_a_torch_that_cannot_be_imported_is_a_problem(project: Path) -> None:
-    (project / "torch.py").write_text("raise ImportError('libgomp.so.1: cannot open')", encoding="utf-8")
-    status, lines = doctor(PYTHONPATH=f"{project}:{ROOT}")
+    break_torch(project)
+    status, lines = doctor()
     assert status == 1 and any(line.startswith("problem  device: ") and "libgomp" in line for line in lines)
 
 
@@ -120,8 +125,8 @@ def test_little_memory_and_a_small_disk_are_warnings(monkeypatch: pytest.MonkeyP
 
 def test_a_hub_that_does_not_answer_is_a_problem_and_its_password_is_not_printed(project: Path) -> None:
     use_hub(project)
-    status, lines = doctor(HF_ENDPOINT=NOT_A_HUB)
-    assert status == 1 and sources(lines) == [PROBLEM, PROBLEM]
+    lines = doctor(HF_ENDPOINT=NOT_A_HUB)[1]
+    assert sources(lines) == [PROBLEM, PROBLEM]
     assert "secret" not in str(lines)
 
 
@@ -149,5 +154,5 @@ def test_a_data_set_that_says_which_of_its_files_have_rows_is_no_problem(project
 
 def test_offline_a_repository_that_the_cache_lacks_is_a_problem(project: Path) -> None:
     use_hub(project)
-    status, lines = doctor(HF_HUB_OFFLINE="1")
-    assert status == 1 and sources(lines) == [PROBLEM, PROBLEM] and "HF_HUB_OFFLINE" in str(lines)
+    lines = doctor(HF_HUB_OFFLINE="1")[1]
+    assert sources(lines) == [PROBLEM, PROBLEM] and "HF_HUB_OFFLINE" in str(lines)
