@@ -11,7 +11,7 @@ def test_sections_run_on_a_cpu(tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "found.json"
     command = [sys.executable, "-m", "benchmarks.gpu_check", str(tiny / "model"), "--rows", str(tiny / "rows.jsonl")]
     command += ["--device", "cpu", "--tiny", "--sections", "ABCHJDFGI", "--output", str(output)]
-    done = call(ROOT, *command)
+    done = call(ROOT, *command, TORCHINDUCTOR_VEC_ISA_OK="1")  # no trial of each instruction set
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(output.read_text(encoding="utf-8"))["sections"]
     assert list(found) == list("ABCHJDFGI")

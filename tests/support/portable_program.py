@@ -48,7 +48,7 @@ def products() -> Results:
     """Compute the products of a LoRA layer and of the output head, forward and backward, small and large."""
     import torch
 
-    for tokens, size_in, size_out in ((301, 145, 417), (37, 1537, 192), (1, 145, 417), (120, 96, 1031), (5, 1, 3)):
+    for tokens, size_in, size_out in ((101, 145, 417), (37, 769, 96), (1, 145, 417), (67, 96, 1031), (5, 1, 3)):
         x, weight, grad = numbers(tokens, size_in), numbers(size_out, size_in), numbers(tokens, size_out)
         a, b = numbers(8, size_in), numbers(size_out, 8)
         shape = f"{tokens} x {size_in} x {size_out}"
@@ -68,7 +68,7 @@ def functions() -> Results:
     import numpy as np
     import torch
 
-    x = numbers(97, 1031)
+    x = numbers(29, 1031)
     for name in ("exp", "sigmoid", "sum"):
         yield name, getattr(x, name)()
     for name in ("softmax", "log_softmax", "logsumexp"):
@@ -158,7 +158,7 @@ def evaluation() -> Results:
     from howto.evaluation.significance import bootstrap_interval, permutation_p_value
 
     scores = [float(one) for one in numbers(61)]
-    yield "interval", bootstrap_interval(scores, confidence=0.95, resamples=999, seed=0)
+    yield "interval", bootstrap_interval(scores, confidence=0.95, resamples=199, seed=0)
     yield "p-value", permutation_p_value([one + 0.03 for one in scores], resamples=999, seed=0)
     texts = [" ".join(f"w{round(float(one) * 40)}" for one in numbers(60 + at)[:9]) for at in range(40)]
     yield "nearest rows", nearest_rows(texts[:13], texts[13:])
