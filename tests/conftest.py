@@ -33,17 +33,18 @@ REAL = ROOT.parent / "shared" / "data"
 # Files that take a minute or more. They start first, so that no process is left alone with one at the end.
 LONGEST = (
     "portability",
-    "worker",
-    "killed",
     "compiled_layers",
-    "infer_killed",
+    "worker",
     "group",
+    "infer_killed",
+    "killed",
+    "older_transformers",
     "fsdp",
-    "pipeline",
     "places",
+    "pipeline",
+    "architectures",
     "two_hosts",
     "gpu_check",
-    "older_transformers",
     "remotes",
 )
 
