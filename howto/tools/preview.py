@@ -7,6 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from rich.text import Text
+from tokenizers.decoders import ByteLevel
 from tqdm import tqdm
 
 from howto.core.config import Params
@@ -49,7 +50,7 @@ def preview(params: Params, shown: int) -> None:
 
 def _described(chat: Chat, row: Row, example: Example) -> Sequence[Text]:
     """Return one row: a heading, its text, and its tokens. What is learnt is last, and coloured."""
-    decode, pieces = chat.tokenizer.decode, chat.tokenizer.convert_ids_to_tokens
+    decode = chat.tokenizer.decode
     prompt, learnt = example.prompt, example.completion
     heading = f"Row {row.id}: {len(prompt)} tokens of prompt, {len(learnt)} learnt"
     if example.is_shortened:
@@ -63,10 +64,23 @@ def _described(chat: Chat, row: Row, example: Example) -> Sequence[Text]:
     return [
         Text(heading, "bold"),
         Text.assemble((before, GIVEN), (str(decode([*prompt, *learnt])).removeprefix(before), LEARNT)),
-        Text.assemble(("tokens of the prompt: ", "bold"), (" ".join(pieces(prompt)), GIVEN)),
-        Text.assemble(("tokens learnt: ", "bold"), (" ".join(pieces(learnt)), LEARNT)),
+        Text.assemble(("tokens of the prompt: ", "bold"), (_pieces(chat, prompt), GIVEN)),
+        Text.assemble(("tokens learnt: ", "bold"), (_pieces(chat, learnt), LEARNT)),
         Text(),
     ]
+
+
+def _pieces(chat: Chat, ids: Sequence[int]) -> str:
+    """Return tokens by their names in the vocabulary, but the bytes of byte-level ones as the characters they encode.
+
+    A space is then U+0120 and a line end U+010A, as in the vocabulary. A part of a character keeps its name.
+    """
+    pieces = chat.tokenizer.convert_ids_to_tokens(list(ids))
+    if isinstance(chat.tokenizer.backend_tokenizer.decoder, ByteLevel):
+        texts = [str(chat.tokenizer.decode([id])) for id in ids]
+        texts = [text.replace(" ", "\u0120").replace("\n", "\u010a") for text in texts]
+        pieces = [name if "\ufffd" in text else text for name, text in zip(pieces, texts, strict=True)]
+    return " ".join(pieces)
 
 
 def _summary(chat: Chat, used: Sequence[Example], rows: int, limit: int) -> list[str]:

@@ -3,11 +3,17 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from howto.core.schema import Row, read_rows
 from howto.modeling.collate import encode
 from howto.modeling.loading import load_chat
 from howto.tools.cli import main
+from howto.tools.preview import _pieces
 from tests.support.in_process import edit_params, run_here
 
 
@@ -45,3 +51,13 @@ def test_it_says_what_a_row_lost_and_which_rows_are_left_out(workplace: Path) ->
     edit_params(workplace, "max_length: 600", "max_length: 16")
     done = run_here(main, workplace, "preview")
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "train.max_length" in done.stderr
+
+
+def test_byte_level_tokens_are_shown_as_the_characters_that_they_encode() -> None:
+    names = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pound = "£".encode().decode("latin-1")  # as two characters, the names of its bytes
+    bpe = Tokenizer(models.BPE({name: at for at, name in enumerate([*names, pound])}, [(pound[0], pound[1])]))
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe)
+    chat: Any = SimpleNamespace(tokenizer=tokenizer)
+    assert _pieces(chat, tokenizer("5 £\né").input_ids) == "5 Ġ £ Ċ Ã ©"
