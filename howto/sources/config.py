@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from datetime import date
 from typing import Annotated, ClassVar
 
@@ -104,6 +105,8 @@ def _check_sources(sources: dict[str, Source]) -> None:
                 f"sources: expected a name of up to {LONGEST_NAME} letters, digits, '.', '_' and '-', which names a "
                 f"folder, got {name!r:.60}. Rename it."
             )
+    if twice := [name for name, count in Counter(map(str.casefold, sources)).items() if count > 1]:
+        raise ValueError(f"sources: expected names that differ in more than case, got {twice[0]} twice. Rename one.")
     shares = [source.share for source in sources.values() if source.share is not None]
     if shares and len(shares) < len(sources):
         without = next(name for name, source in sources.items() if source.share is None)

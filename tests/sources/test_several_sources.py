@@ -76,6 +76,7 @@ MISTAKES = {
     "a name that is hidden": ("{sources: {.a: {source: a/b}}}", "names a folder, got '.a'"),
     "a name with a space": ("{sources: {a b: {source: a/b}}}", "names a folder, got 'a b'"),
     "a name that is a number": ("{sources: {2024: {source: a/b}}}", "sources.2024"),
+    "names that differ in case": ("{sources: {FAQ: {source: a/b}, faq: {source: a/c}}}", "got faq twice"),
     "a name that is too long": (f"{{sources: {{{'a' * 51}: {{source: a/b}}}}}}", "names a folder, got 'aaa"),
 }
 
