@@ -62,16 +62,16 @@ def read_sections(path: Path, kinds: Sequence[type[Section]]) -> Params:
     Raise UserError if the file is missing or not YAML, or a key is unknown, missing, of the wrong type or out of range.
     The message names file, line and key.
     """
-    values, lines = _parse(path)
+    text, values = _parse(path)
     profile: Any = _model(*(kind for kind in kinds if kind.key.startswith("profiles.")))
     profiles = {"profile": (str, ...), "profiles": (dict[str, profile], Field(min_length=1))}
     try:
         _model(*(kind for kind in kinds if "." not in kind.key), **profiles).model_validate(values)
     except ValidationError as error:
-        raise UserError(_first_problem(path, lines, error)) from None
+        raise UserError(_first_problem(path, text, error)) from None
     if values["profile"] not in values["profiles"]:
         names = ", ".join(values["profiles"])
-        line = _line(lines, ("profile",))
+        line = _line(text, ("profile",))
         raise UserError(f"{path}{line}: profile: no profile {values['profile']!r}. Choose one of: {names}.")
     return Params(path, values["profile"], values, tuple(kinds))
 
@@ -82,8 +82,8 @@ def _model(*kinds: type[Section], **fields: Any) -> type[Section]:
     return create_model("File", __base__=Section, **fields)
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], CommentedMap]:
-    """Return the file's values, and the same with the line of each key."""
+def _parse(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the file's text and its values."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -92,7 +92,6 @@ def _parse(path: Path) -> tuple[dict[str, Any], CommentedMap]:
         raise UserError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from None
     try:
         values = YAML(typ="safe", pure=True).load(io.StringIO(text))
-        lines = YAML(typ="rt").load(io.StringIO(text))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -102,10 +101,10 @@ def _parse(path: Path) -> tuple[dict[str, Any], CommentedMap]:
         raise UserError(f"{path}: not YAML ({one_line(error)})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of keys, as in the committed file.")
-    return values, lines
+    return text, values
 
 
-def _first_problem(path: Path, lines: CommentedMap, error: ValidationError) -> str:
+def _first_problem(path: Path, text: str, error: ValidationError) -> str:
     """Describe the first error. A misspelt key is both unknown and missing; the file has the unknown one."""
     errors = error.errors()
     first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
@@ -120,12 +119,12 @@ def _first_problem(path: Path, lines: CommentedMap, error: ValidationError) -> s
     else:
         problem = f"expected {first['msg'].removeprefix('Input should be ')}, got {first['input']!r:.60}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and not missing else ""
-    return f"{path}{_line(lines, key)}: {'.'.join(map(str, key))}: {problem}{more}"
+    return f"{path}{_line(text, key)}: {'.'.join(map(str, key))}: {problem}{more}"
 
 
-def _line(node: Any, key: Key) -> str:
-    """Return ":" and the line of the key, or of the innermost section around it that is in the file."""
-    line = ""
+def _line(text: str, key: Key) -> str:
+    """Return ":" and the line of the key in a file, or of the innermost section around it that is in the file."""
+    line, node = "", YAML(typ="rt").load(io.StringIO(text))
     for part in key:
         if not isinstance(node, CommentedMap) or part not in node:
             break

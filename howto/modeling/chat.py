@@ -63,7 +63,11 @@ class Chat:
         if not tokenizer.is_fast:
             raise UserError("expected a fast tokenizer (tokenizer.json), got another kind. Convert it.")
         self.tokenizer = tokenizer
-        self._template = _with_fixed_date(tokenizer.get_chat_template(), today)
+        try:
+            self._template = _with_fixed_date(tokenizer.get_chat_template(), today)
+        except ValueError:
+            names = ", ".join(sorted(tokenizer.chat_template))
+            raise UserError(f"no chat template is the default one of {names}. Set model.chat_template.") from None
         self._controls = re.compile("(?!)")  # matches nothing
         self._has_system, self._has_parts = self._find_layout()
         self.note = "" if self._has_system else "the chat template has no system role; the instruction goes to the user"

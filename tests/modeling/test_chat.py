@@ -260,6 +260,15 @@ def test_a_base_without_a_chat_template_is_refused(workplace: Path) -> None:
         load_chat(workplace / "models/base")
 
 
+def test_of_several_chat_templates_the_default_one_is_used() -> None:
+    tokenizer = chatml()
+    tokenizer.chat_template = {"tool_use": chats.SILENT, "default": chats.CHATML}
+    assert Chat(tokenizer, today=DAY).prompt_ids(row("How?")) == Chat(chatml(), today=DAY).prompt_ids(row("How?"))
+    del tokenizer.chat_template["default"]
+    with pytest.raises(UserError, match=r"default one of tool_use\. Set model\.chat_template"):
+        Chat(tokenizer, today=DAY)
+
+
 @pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
 def test_the_ends_of_an_answer_are_read_from_the_models_files(workplace: Path, name: str) -> None:
     base = workplace / "models/base"
