@@ -1,6 +1,7 @@
 """transformers 4.57 and 5 read an exported folder alike: the same token ids, the same greedy answers."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,18 @@ def write_adapter(base: Path, folder: Path, name: str) -> PeftModel:
 
 
 @pytest.fixture(scope="module")
-def readings(smollm2: Path, small_params: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Readings]:
+def one_thread() -> Iterator[None]:
+    """Beside other tests, threads of a model of this size mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def readings(
+    one_thread: None, smollm2: Path, small_params: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Readings]:
     """Return for each model PEFT's own answers, and what transformers 4.57 and 5 make of the export.
 
     Skip where transformers 4.57 cannot be installed.
