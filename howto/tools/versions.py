@@ -82,9 +82,8 @@ def _opened(name: str) -> Iterator[tuple[str, Any]]:
             repo = stack.enter_context(Repo(config=today))
             if isinstance(repo.scm, NoSCM):
                 raise DvcException("core.no_scm is set in .dvc/config")
-            commit = stack.enter_context(
-                repo.switch(name or "''")
-            )  # unlike `Repo(rev=...)` also if git's root is above
+            # Unlike `Repo(rev=...)`, this finds the project also where git's root is above it.
+            commit = stack.enter_context(repo.switch(name or "''"))
         except (RevError, AttributeError) as error:  # the latter for a tree, such as HEAD:
             if "ambiguous" in str(error):
                 raise UserError(f"{name}: several experiments have this name. Give a hash.") from None

@@ -30,7 +30,7 @@ def scores(reference: str, answer: str, *, use_stemmer: bool = False) -> dict[st
     return rouge.score([rouge.tokens(reference)], rouge.tokens(answer))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(st.lists(TEXTS, min_size=1, max_size=3), TEXTS, st.booleans())
 @example(["b b c a"], "c b a\na c b\nb", False)
 @example(["w1 w2 w3 w4 w5"], "w1 w3 w8 w9 w5\nw1 w2 w6 w7 w8", False)  # Lin 2004, section 3.2

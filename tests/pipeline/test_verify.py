@@ -21,7 +21,7 @@ stages:
     outs: [log/hasil.jsonl]
     metrics: [metrics/metrics.json: {cache: false}]
   prepare:
-    cmd: mkdir -p data/prepared && cp rows data/prepared/train
+    cmd: mkdir -p data/prepared && cp rows data/prepared/train && eval "$PREPARE"
     deps: [rows]
     params: [seed]
     outs: [data/prepared]
@@ -33,7 +33,7 @@ stages:
 MAKEFILE = f"VENV := .venv\nrun:\n\tln -s {sys.prefix} $(VENV) && . $(VENV)/bin/activate && dvc repro\n"
 FILES = {"params.yaml": "seed: 0\n", "rows": "1\n", "requirements.lock": "rich==0.1\n", "Makefile": MAKEFILE}
 OTHER_PLACE = {"MAKEFLAGS": "-- VENV=elsewhere", "GIT_DIR": "nowhere"}  # as under make, and in a hook of git
-ADAPTER, RESULTS = "train: models/adapter", "evaluate: log/hasil.jsonl"
+PREPARED, ADAPTER, RESULTS = "prepare: data/prepared", "train: models/adapter", "evaluate: log/hasil.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +85,17 @@ def test_a_run_with_the_committed_hashes_exits_with_0_and_leaves_the_folder_as_i
 
 
 @pytest.mark.parametrize(
-    ("command", "different", "first"),
+    ("variable", "command", "different", "first"),
     [
-        ("echo >> models/adapter", [ADAPTER, RESULTS], ["train"]),
-        ("false", [ADAPTER, RESULTS, "evaluate: metrics/metrics.json"], []),
+        ("TRAIN", "echo >> models/adapter", [ADAPTER, RESULTS], ["train"]),
+        ("PREPARE", "echo >> data/prepared/train", [PREPARED, ADAPTER, RESULTS], ["prepare"]),
+        ("TRAIN", "false", [ADAPTER, RESULTS, "evaluate: metrics/metrics.json"], []),
     ],
 )
 def test_different_outputs_and_the_first_stage_at_fault_are_named(
-    project: Path, command: str, different: list[str], first: list[str]
+    project: Path, variable: str, command: str, different: list[str], first: list[str]
 ) -> None:
-    status, out, _ = verify(project, "--here", TRAIN=command)
+    status, out, _ = verify(project, "--here", **{variable: command})
     assert status == 1 and f"; {len(different)} of 4 outputs differ" in out
     assert re.findall("(.*): expected", out) == different
     assert re.findall("(.*) differs although", out) == first
