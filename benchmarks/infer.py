@@ -200,7 +200,7 @@ class Ours:
         from howto.inference.decoder import Request
         from howto.inference.generator import Generator
 
-        self._generator = Generator(base, adapter, decoding, batch_size=size, precision=precision, device=device)
+        self._generator = Generator.load(base, adapter, decoding, batch_size=size, precision=precision, device=device)
         self.requests = [Request(row) for row in map(self._generator.encode, rows) if row.prompt]
         self.answers: dict[Request, str] = {}
 

@@ -100,7 +100,7 @@ def measure(
     save_adapter(model, adapter)
     del model, engine
     decoding = read_params().section(Infer).model_copy(update={"max_new_tokens": NEW_TOKENS})
-    generator = Generator(base, adapter, decoding, batch_size=1, precision=arguments.precision, device=device)
+    generator = Generator.load(base, adapter, decoding, batch_size=1, precision=arguments.precision, device=device)
     start_generation = time.perf_counter()
     (answer,) = generator.generate([Request(generator.encode(rows[0]))])
     tokens = sum(len(example) for example in examples)

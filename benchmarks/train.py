@@ -233,9 +233,9 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def read_instruction() -> str:
     """The instruction of params.yaml."""
-    from howto.data.config import Instruction
+    from howto.data.config import prepare_settings
 
-    return read_params(Path(__file__).parent.parent / "params.yaml").section(Instruction).root
+    return prepare_settings(read_params(Path(__file__).parent.parent / "params.yaml")).instruction
 
 
 def rows_of(path: Path, count: int, instruction: str) -> list[Row]:

@@ -9,12 +9,12 @@ from pathlib import Path
 from howto.core.config import Params, read_sections
 from howto.core.errors import UserError
 from howto.core.paths import PARAMS
-from howto.data.config import Prepare, ProfilePrepare
+from howto.data.config import Prepare, ProfilePrepare, prepare_settings
 from howto.evaluation.config import Evaluate
 from howto.inference.config import Infer, ProfileInfer
 from howto.modeling.config import Machine, ProfileMachine
 from howto.sources.config import Data, Model
-from howto.training.config import ProfileTrain, Train
+from howto.training.config import ProfileTrain, Train, train_settings
 
 SECTIONS = (
     Machine,
@@ -38,13 +38,14 @@ def read_params(path: Path = PARAMS) -> Params:
     sections of the active profile contradict each other. The message names file and key, and mostly the line.
     """
     params = read_sections(path, SECTIONS)
-    check_sizes(params)
+    check_overrides(params)
     return params
 
 
-def check_sizes(params: Params) -> None:
-    """Raise UserError if the sizes of the splits contradict each other, or leave no row to be scored."""
-    split = params.section(ProfilePrepare).applied_to(params.section(Prepare)).split
+def check_overrides(params: Params) -> None:
+    """Raise UserError if overrides of the active profile contradict shared sections, or leave no row to be scored."""
+    train_settings(params)
+    split = prepare_settings(params).split
     if split.test == 0 and not params.section(Data).test_source:
         raise UserError(
             f"{params.path}: prepare.split.test with the profile's own prepare: 0 leaves no row to be scored. Raise "

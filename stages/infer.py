@@ -82,7 +82,7 @@ def predict(params: Params, model: str, processes: int | None) -> None:
         group.check_same(fingerprint.parts(**environment))
         folder = CHECKPOINTS / f"infer-{model}-{fingerprint.key(**environment)}"
         size, precision = profile.batch_size, machine.precision
-        generator = Generator(BASE, adapter, decoding, batch_size=size, precision=precision, device=group.device)
+        generator = Generator.load(BASE, adapter, decoding, batch_size=size, precision=precision, device=group.device)
         predictions = answer_rows(generator, rows, decoding.seeds, folder, group)
         if group.rank == 0:
             fingerprint.check()

@@ -25,7 +25,7 @@ from howto.core.reference_words import check_references
 from howto.core.schema import Row, number_rows
 from howto.core.workers import map_in_order, usable_cores
 from howto.data.arrays import Codes
-from howto.data.config import Prepare, ProfilePrepare, Split
+from howto.data.config import Prepare, Split, prepare_settings
 from howto.data.duplicates import reject_duplicates
 from howto.data.formats.readers import read_chunks
 from howto.data.formats.row_formats import ColumnUse, RowFormats
@@ -45,7 +45,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = read_params()
     with output_lock(PREPARED):
-        prepare(params.section(ProfilePrepare).applied_to(params.section(Prepare)))
+        prepare(prepare_settings(params))
         check_words(str(params.value("evaluate.tokenizer")))
 
 

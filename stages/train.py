@@ -3,7 +3,7 @@
 reads:   data/prepared/train.jsonl, data/prepared/validation.jsonl, models/base/
 params:  train, machine, profiles.<profile>.train, profiles.<profile>.machine
 writes:  models/adapter/ (a PEFT folder), metrics/train.json, metrics/train_loss.csv, metrics/validation_loss.csv,
-         and metrics/train_speed.json, which differs from run to run
+         metrics/validation_rougeL.csv, and metrics/train_speed.json, which differs from run to run
 
 A killed run resumes from models/checkpoints/ when it is run again with the same inputs.
 """
@@ -24,15 +24,26 @@ from howto.core.workers import usable_cores
 from howto.modeling.config import Machine, ProfileMachine
 from howto.modeling.distributed.launch import host_count, in_process_group, launch, processes_per_host
 from howto.params import read_params
-from howto.training.config import INITS_THAT_CHANGE_THE_BASE, ProfileTrain, Train
+from howto.training.config import INITS_THAT_CHANGE_THE_BASE, ProfileTrain, Train, train_settings
 
 if TYPE_CHECKING:
     from howto.modeling.chat import Chat
     from howto.modeling.collate import Example
     from howto.modeling.distributed.process_group import ProcessGroup
-    from howto.training.trainer import Curve
+    from howto.training.trainer import Curve, Trainer
 
-CODE = ("howto/__init__.py", "howto/core", "howto/modeling", "howto/training", "stages/__init__.py", "stages/train.py")
+CODE = (
+    "howto/__init__.py",
+    "howto/core",
+    "howto/evaluation/config.py",
+    "howto/evaluation/rouge.py",
+    "howto/evaluation/tokenizers.py",
+    "howto/inference",
+    "howto/modeling",
+    "howto/training",
+    "stages/__init__.py",
+    "stages/train.py",
+)
 PROCESSES = "params.yaml: profiles.*.train.processes"
 
 
@@ -41,8 +52,9 @@ def main() -> None:
     """Run the stage."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = read_params()
-    processes, init = params.section(ProfileTrain).processes, params.section(Train).lora.init
-    if params.section(ProfileTrain).fsdp and init in INITS_THAT_CHANGE_THE_BASE:
+    shared, profile = train_settings(params)
+    processes, init = profile.processes, shared.lora.init
+    if profile.fsdp and init in INITS_THAT_CHANGE_THE_BASE:
         raise UserError(f"params.yaml: profiles.*.train.fsdp does not support train.lora.init: {init}. Change one.")
     with output_lock(ADAPTER):
         if (processes > 1 or host_count() > 1) and not in_process_group():
@@ -75,6 +87,7 @@ def train(params: Params, group: ProcessGroup) -> None:
     from howto.modeling.fingerprint import Fingerprint
     from howto.modeling.loading import BASE_HASH_FILE, load_base, load_chat, weights_sha256
     from howto.modeling.torch_setup import versions
+    from howto.training.answers import ValidationAnswers
     from howto.training.checkpoints import Checkpoints
     from howto.training.forward import Engine
     from howto.training.fsdp import shard_base
@@ -82,12 +95,12 @@ def train(params: Params, group: ProcessGroup) -> None:
     from howto.training.memory_check import check_memory, peak_bytes
     from howto.training.trainer import Trainer
 
-    shared, profile = params.section(Train), params.section(ProfileTrain)
+    shared, profile = train_settings(params)
     fingerprint = Fingerprint([TRAIN, VALIDATION, BASE], params, [Train, ProfileTrain, Machine, ProfileMachine], CODE)
     group.check_same(fingerprint.parts(**versions(group.device)))
     chat = load_chat(BASE)
     check_lengths(params, shared, chat)
-    train_set, validation_set, left_out = read_examples(chat, shared)
+    train_set, validation_set, validation_rows, left_out = read_examples(chat, shared)
 
     torch.manual_seed(shared.seed)  # before the adapter is initialised
     precision = params.section(ProfileMachine).precision
@@ -105,7 +118,10 @@ def train(params: Params, group: ProcessGroup) -> None:
 
     engine = Engine(model, train_set, shared, profile, chat.end)
     check_memory(engine, train_set, profile, group.processes_on_host)
-    trainer = Trainer(engine, train_set, validation_set, shared, profile, group=group)
+    answers = None
+    if count := shared.validation_answers:
+        answers = ValidationAnswers(engine, chat, validation_rows, validation_set, count=count, fsdp=profile.fsdp)
+    trainer = Trainer(engine, train_set, validation_set, shared, profile, group=group, answers=answers)
     start = time.monotonic()
     curve = trainer.run(checkpoints, write_curve if checkpoints else None)
     seconds = time.monotonic() - start
@@ -122,7 +138,7 @@ def train(params: Params, group: ProcessGroup) -> None:
             "too_long": left_out,
         }
         write_json(TRAINING, summary(curve, rows, response_tokens, trainer.trainable))
-        report(curve, rows, seconds, peak_bytes(group.device))
+        report(trainer, rows, seconds, peak_bytes(group.device))
         checkpoints.remove()
 
 
@@ -151,8 +167,8 @@ def check_lengths(params: Params, shared: Train, chat: Chat) -> None:
         )
 
 
-def read_examples(chat: Chat, shared: Train) -> tuple[list[Example], list[Example], int]:
-    """Return the training and the validation rows as tokens, and how many rows were left out as too long.
+def read_examples(chat: Chat, shared: Train) -> tuple[list[Example], list[Example], list[Row], int]:
+    """Return the training and the validation rows as tokens, the latter as texts too, and how many were too long.
 
     Raise UserError if a file is missing or damaged, or no training row is short enough.
     """
@@ -163,13 +179,16 @@ def read_examples(chat: Chat, shared: Train) -> tuple[list[Example], list[Exampl
     train_set, validation_set = (encode(chat, part, shared.max_length, shorten=shorten) for part in rows)
     if not train_set:
         raise UserError(f"{TRAIN}: no row fits into train.max_length: {shared.max_length}. Raise it in params.yaml.")
-    return train_set, validation_set, sum(map(len, rows)) - len(train_set) - len(validation_set)
+    return train_set, validation_set, rows[1], sum(map(len, rows)) - len(train_set) - len(validation_set)
 
 
 def write_curve(curve: Curve) -> None:
-    """Write the losses so far, so that `dvc plots show` works during training."""
+    """Write the curves so far, so that `dvc plots show` works during training."""
     write_csv(METRICS / "train_loss.csv", [("step", "epoch", "learning_rate", "train_loss"), *curve.train])
-    write_csv(METRICS / "validation_loss.csv", [("step", "epoch", "validation_loss"), *curve.validation])
+    validation = [row[:3] for row in curve.validation]
+    write_csv(METRICS / "validation_loss.csv", [("step", "epoch", "validation_loss"), *validation])
+    scored = [(step, epoch, rouge_l) for step, epoch, _, rouge_l in curve.validation if rouge_l is not None]
+    write_csv(METRICS / "validation_rougeL.csv", [("step", "epoch", "validation_rougeL"), *scored])
 
 
 def summary(curve: Curve, rows: dict[str, int], response_tokens: int, trainable: int) -> dict[str, Any]:
@@ -184,20 +203,25 @@ def summary(curve: Curve, rows: dict[str, int], response_tokens: int, trainable:
         "kept_epoch": curve.kept_epoch,
         "train_loss": curve.train[-1][-1],
         "validation_loss": curve.kept_loss,
+        **({} if curve.kept_rouge_l is None else {"validation_rougeL": curve.kept_rouge_l}),
     }
 
 
-def report(curve: Curve, rows: dict[str, int], seconds: float, peak_bytes: int) -> None:
+def report(trainer: Trainer, rows: dict[str, int], seconds: float, peak_bytes: int) -> None:
     """Print how it went, and write speed and peak memory, of a resumed run since it resumed."""
+    curve = trainer.curve
     tokens, peak = curve.tokens - curve.resumed_tokens, round(peak_bytes / 2**20)
     speed = {"seconds": round(seconds, 1), "tokens": tokens, "tokens_per_second": round(tokens / seconds)}
-    write_json(METRICS / "train_speed.json", {**speed, "peak_memory_mib": peak})
+    answers = {"answer_seconds": round(trainer.answer_seconds, 1)} if trainer.answer_seconds else {}
+    write_json(METRICS / "train_speed.json", {**speed, **answers, "peak_memory_mib": peak})
+    rouge_l = "" if curve.kept_rouge_l is None else f", ROUGE-L {curve.kept_rouge_l}"
+    of_answers = f" ({trainer.answer_seconds / seconds:.0%} of the time for validation answers)" if answers else ""
     resumed = f"resumed from step {curve.resumed_at}; " if curve.resumed_at else ""
     print(
         f"train: {len(curve.train)} steps on {rows['used']} rows ({rows['shortened']} shortened, {rows['too_long']} "
-        f"too long and left out); validation loss {curve.kept_loss} -> {ADAPTER}\n"
+        f"too long and left out); validation loss {curve.kept_loss}{rouge_l} -> {ADAPTER}\n"
         f"       {resumed}{curve.tokens:,} tokens, {curve.train[-1][1]:g} epochs, kept after {curve.kept_epoch:g}, "
-        f"{speed['tokens_per_second']:,} tokens/s, peak memory {peak:,} MiB"
+        f"{speed['tokens_per_second']:,} tokens/s{of_answers}, peak memory {peak:,} MiB"
     )
 
 

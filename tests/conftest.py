@@ -245,6 +245,7 @@ def by_two(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(finished, folder, dirs_exist_ok=True)
         edit_params(folder, "processes: 1 ", "processes: 2 ")
         edit_params(folder, "epochs: 1 ", "epochs: 8 ")
+        edit_params(folder, "validation_answers: null ", "validation_answers: 5 ")
         edit_params(folder, "micro_batch_size: 8 ", "micro_batch_size: 2 ")
         train = folder / "data/prepared/train.jsonl"
         lines = train.read_text(encoding="utf-8").splitlines(keepends=True)

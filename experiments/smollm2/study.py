@@ -160,7 +160,9 @@ def answer(adapter: Path | None, ngram: int, device: torch.device) -> Answered:
         update={"no_repeat_ngram_size": ngram or None, "repetition_penalty": 1.0}
     )
     rows = read_rows(PREPARED / "validation.jsonl", Row)
-    generator = Generator(BASE, adapter, decoding, batch_size=profile.batch_size, precision="float32", device=device)
+    generator = Generator.load(
+        BASE, adapter, decoding, batch_size=profile.batch_size, precision="float32", device=device
+    )
     requests = [Request(generator.encode(row)) for row in rows]
     found = {answer.request.row.id: answer for answer in generator.generate(requests, progress="answer")}
     rouge = Rouge(use_stemmer=True)

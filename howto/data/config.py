@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PlainValidator, RootModel, ValidationError, model_validator
+from pydantic import Field, PlainValidator, ValidationError, model_validator
 
-from howto.core.config import Section
+from howto.core.config import Params, Section
 from howto.core.errors import UserError
 
 
@@ -101,12 +101,6 @@ class Split(Section):
         return self
 
 
-class Instruction(RootModel[str]):
-    """`prepare.instruction`: the system message of every row."""
-
-    key: ClassVar[str] = "prepare.instruction"
-
-
 class Prepare(Section):
     """How raw rows are read, cleaned, checked and split."""
 
@@ -121,21 +115,28 @@ class Prepare(Section):
 
 
 class ProfilePrepare(Section):
-    """`profiles.<name>.prepare`: sizes that replace those of `prepare.split`."""
+    """`profiles.<name>.prepare`: sizes that replace those of `prepare.split`, and an instruction of its own."""
 
     key: ClassVar[str] = "profiles.*.prepare"
+    instruction: str | None = Field(default=None, min_length=1)
     train: PartOrRest | None = None
     validation: Part | None = None
     test: Part | None = None
 
     def applied_to(self, shared: Prepare) -> Prepare:
-        """Return `shared` with this profile's sizes.
+        """Return `shared` with this profile's sizes and instruction.
 
         Raise UserError if the sizes contradict each other.
         """
         try:
-            split = Split.model_validate({**shared.split.model_dump(), **self.model_dump(exclude_none=True)})
+            sizes = self.model_dump(exclude={"instruction"}, exclude_none=True)
+            split = Split.model_validate({**shared.split.model_dump(), **sizes})
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise UserError(f"params.yaml: prepare.split with the profile's own prepare: {reason}") from None
-        return shared.model_copy(update={"split": split})
+        return shared.model_copy(update={"split": split, "instruction": self.instruction or shared.instruction})
+
+
+def prepare_settings(params: Params) -> Prepare:
+    """Return `prepare` with the active profile's overrides. Raises as `applied_to`."""
+    return params.section(ProfilePrepare).applied_to(params.section(Prepare))

@@ -22,7 +22,7 @@ from howto.inference.references import mean_log_probabilities
 from howto.modeling.adapters.adapter import load_adapter, merge_adapter
 from howto.modeling.adapters.fused_lora import HIDDEN_STATE_TOLERANCE, relative_error, use_fused_lora, use_fused_norms
 from howto.modeling.adapters.grouped_lora import GroupedLora
-from howto.modeling.chat import PROBE
+from howto.modeling.chat import PROBE, Chat
 from howto.modeling.collate import Example, encode_row
 from howto.modeling.context_window import context_window, exceeded_window, longest_prompt
 from howto.modeling.distributed.process_group import ProcessGroup
@@ -30,13 +30,29 @@ from howto.modeling.loading import load_base, load_chat
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 class Generator:
-    """The base model, or the base with an adapter."""
+    """A model that answers rows: the base, or the base with an adapter."""
 
-    def __init__(
-        self,
+    def __init__(self, model: PreTrainedModel, chat: Chat, decoding: Infer, *, batch_size: int) -> None:
+        """Answer up to `batch_size` rows at once with the model, which computes attention in its own way until now.
+
+        Raise UserError if answers leave no room for a prompt.
+        """
+        self.chat, self._model, self._decoding = chat, model, decoding
+        self._longest_row = context_window(model.config)  # tokens
+        limits = decoding.max_new_tokens, decoding.max_prompt_tokens
+        self.longest_prompt = longest_prompt(self._longest_row, *limits, Path(model.config._name_or_path))
+        self._batch_size, self._own_attention = batch_size, model.config._attn_implementation
+        self._cache: KVCache | OneRowCache = KVCache(self._model, 0, 0)
+        self._decoder: Decoder | None = None
+        self._check_cache(chat.prompt_ids(PROBE))
+
+    @classmethod
+    def load(
+        cls,
         base: Path,
         adapter: Path | None,
         decoding: Infer,
@@ -44,31 +60,28 @@ class Generator:
         batch_size: int,
         precision: str,
         device: torch.device,
-    ) -> None:
-        """Load the model; it answers up to `batch_size` rows at once.
+    ) -> Generator:
+        """Load a model, with or without an adapter.
 
         Raise UserError if a model folder is missing or damaged, the adapter was made for another base, or answers leave
         no room for a prompt.
         """
-        self.chat = load_chat(base)
-        probe = self.chat.prompt_ids(PROBE)
+        chat = load_chat(base)
         model = load_base(base, precision, device)
         if adapter:
             adapted = load_adapter(model, adapter, base)
             if model.dtype == torch.float32:  # merging would round bfloat16 weights, and change answers
                 model = merge_adapter(adapted, adapter)
             else:
-                use_unmerged_adapter(adapted, model.dtype, probe)
+                use_unmerged_adapter(adapted, model.dtype, chat.prompt_ids(PROBE))
         if device.type == "cuda":
             use_fused_norms(model)
-        self._model, self._decoding = model.requires_grad_(False), decoding
-        self._longest_row = context_window(model.config)  # tokens
-        limits = decoding.max_new_tokens, decoding.max_prompt_tokens
-        self.longest_prompt = longest_prompt(self._longest_row, *limits, base)
-        self._batch_size, self._own_attention = batch_size, model.config._attn_implementation
-        self._cache: KVCache | OneRowCache = KVCache(self._model, 0, 0)
-        self._decoder: Decoder | None = None
-        self._check_cache(probe)
+        return cls(model.requires_grad_(False), chat, decoding, batch_size=batch_size)
+
+    def free_memory(self) -> None:
+        """Free the KV cache and its graphs; the next answers allocate them again."""
+        if isinstance(self._cache, KVCache):
+            self._cache, self._decoder = KVCache(self._model, 0, 0), None
 
     def encode(self, row: Row) -> Example:
         """Return a row as token ids, with a prompt of at most `longest_prompt` tokens."""
@@ -101,7 +114,8 @@ class Generator:
             return
         try:
             answers = self._decoder_for(requests).decode(requests, on_token)
-            yield from tqdm(answers, total=len(requests), desc=progress, unit="row", disable=None if progress else True)
+            hide = None if progress else True  # None: hide it unless in a terminal
+            yield from tqdm(answers, total=len(requests), desc=progress, unit="row", disable=hide, leave=None)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

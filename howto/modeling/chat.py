@@ -3,6 +3,7 @@ template writes them.
 
 The ids of a prompt are those of `tokenizer.apply_chat_template` on the same messages. The one exception is a text that
 contains a control token: only the template can place one, so `</s>` in a user's text is tokenised as characters.
+A template can also use the variables `intent` and `context`, the two parts of the last message of the user.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import re
 import secrets
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import date
 from functools import cached_property
 from itertools import product
@@ -71,7 +72,7 @@ class Chat:
         self._controls = re.compile("(?!)")  # matches nothing
         self._has_system, self._has_parts = self._find_layout()
         self.note = "" if self._has_system else "the chat template has no system role; the instruction goes to the user"
-        prompt, whole = self._render(self._messages(PROBE)), self._render_answer()
+        prompt, whole = self._render(PROBE), self._render_answer()
         self.ends = frozenset(ends) | ({tokenizer.eos_token_id} - {None})
         controls = self._find_controls(whole + prompt)
         self._controls = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or "(?!)")
@@ -155,41 +156,45 @@ class Chat:
         others = {token.content for token in tokens.values() if not token.content.isspace()}
         return [*special, *(text for text in others - special if text in rendered or text in self._template)]
 
-    def _messages(self, row: Row, guard: str = "") -> list[dict[str, Any]]:
-        """Return the messages of a prompt. With `guard`, that character breaks up what looks like a control token."""
+    def _messages(self, row: Row) -> list[dict[str, Any]]:
+        """Return the messages of a prompt."""
         texts = [*((str(turn.role), turn.content) for turn in row.history), ("user", row.input)]
         if row.instruction and self._has_system:
             texts.insert(0, ("system", row.instruction))
         elif row.instruction:
             texts[0] = ("user", f"{row.instruction}\n\n{texts[0][1]}")
-        if guard:
-            texts = [(role, self._controls.sub(lambda m: m[0][0] + guard + m[0][1:], text)) for role, text in texts]
         return [self._message(role, text) for role, text in texts]
 
     def _message(self, role: str, text: str) -> dict[str, Any]:
         return {"role": role, "content": [{"type": "text", "text": text}] if self._has_parts else text}
 
-    def _render(self, messages: Sequence[dict[str, Any]], *, prompt: bool = True) -> str:
-        """Return messages as the template writes them; with `prompt`, up to where the next answer begins."""
+    def _render(self, row: Row, *more: dict[str, Any]) -> str:
+        """Return a row's messages as the template writes them, up to where the next answer begins, or with `more`."""
         return str(
             self.tokenizer.apply_chat_template(
-                list(messages), chat_template=self._template, tokenize=False, add_generation_prompt=prompt
+                [*self._messages(row), *more],
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=not more,
+                intent=row.intent,
+                context=row.context,
             )
         )
 
     def _render_answer(self) -> str:
         """Return the probe with its answer, or "" if the template takes no answer."""
         try:
-            return self._render([*self._messages(PROBE), self._message("assistant", PROBE.output)], prompt=False)
+            return self._render(PROBE, self._message("assistant", PROBE.output))
         except Exception:  # as in `_prompt`
             return ""
 
     def _prompt(self, row: Row) -> _Rendered:
-        texts = [row.instruction, *(turn.content for turn in row.history if turn.role == "user"), row.input]
+        earlier = [turn.content for turn in row.history if turn.role == "user"]
+        texts = [row.instruction, *earlier, row.intent, row.context]
         everything = "".join([row.instruction, *(turn.content for turn in row.history), row.input, row.output])
         guard = next(mark for mark in map(chr, range(0xFDD0, 0x10FFFF)) if mark not in everything)
         try:
-            rendered = self._render(self._messages(row, guard))
+            rendered = self._render(self._guarded(row, guard))
         except Exception as error:  # a template is a program, which can fail in any way
             raise UserError(f"row {row.id}: the chat template refuses it ({one_line(error)})") from None
         aliased, controls = self._controls.subn(lambda match: self._alias[match[0]], rendered)
@@ -197,6 +202,17 @@ class Chat:
         if missing := next((one for one in texts if one.strip() not in text), None):
             raise UserError(f"row {row.id}: the chat template drops or changes a text ({missing.strip()!r:.40})")
         return _Rendered(text, aliased.replace(guard, ""), controls)
+
+    def _guarded(self, row: Row, guard: str) -> Row:
+        """Return a row in whose texts that character breaks up what looks like a control token."""
+
+        def guarded(text: str) -> str:
+            return self._controls.sub(lambda match: match[0][0] + guard + match[0][1:], text)
+
+        history = tuple(turn.model_copy(update={"content": guarded(turn.content)}) for turn in row.history)
+        intent, context = guarded(row.intent), guarded(row.context)
+        texts = {"instruction": guarded(row.instruction), "input": input_of(intent, context), "context": context}
+        return row.model_copy(update={**texts, "history": history})
 
     def _encode(self, rendered: _Rendered) -> list[int]:
         ids = list(self.tokenizer(rendered.text, add_special_tokens=False, verbose=False).input_ids)

@@ -15,7 +15,7 @@ from howto.core.config import Params
 from howto.core.errors import UserError
 from howto.core.paths import ADAPTER, BASE
 from howto.core.schema import Message, Row, input_of, write_rows
-from howto.data.config import Instruction, Prepare
+from howto.data.config import Prepare, prepare_settings
 from howto.inference.config import Infer, ProfileInfer
 from howto.modeling.config import Machine, ProfileMachine
 from howto.sources.config import Model
@@ -99,11 +99,13 @@ class Assistant:
             note_differences(adapter, params.section(Model).source)
         self.decoding = profile.decoding(params.section(Infer))
         size, precision = profile.batch_size, machine.precision
-        self.generator = Generator(BASE, adapter, self.decoding, batch_size=size, precision=precision, device=device)
+        self.generator = Generator.load(
+            BASE, adapter, self.decoding, batch_size=size, precision=precision, device=device
+        )
         self.model = "adapter" if adapter else "base"
         self._folders = [BASE, adapter] if adapter else [BASE]
         self._params, self._versions = params, versions(device)
-        self._instruction = params.section(Instruction).root
+        self._instruction = prepare_settings(params).instruction
         self.too_long = f"longer than the {self.generator.longest_prompt} tokens that a prompt may have"
 
     def run(self) -> str:

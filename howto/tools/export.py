@@ -18,14 +18,14 @@ from howto.core.config import Params
 from howto.core.dvc_lock import read_lock
 from howto.core.errors import UserError
 from howto.core.paths import ADAPTER, BASE, EVALUATION, TRAIN
-from howto.data.config import Instruction
+from howto.data.config import prepare_settings
 from howto.modeling.config import Machine, ProfileMachine
 from howto.params import read_params
 from howto.sources.config import Data, Model, Source
 from howto.sources.files import copy_files, is_local
 from howto.sources.model_files import INDEX, check_model
 from howto.tools.ask import note_differences
-from howto.training.config import ProfileTrain, Train
+from howto.training.config import train_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -150,7 +150,7 @@ def _notice(params: Params, *, own: bool) -> str:
 def _model_card(params: Params, base_sha256: str, *, own: bool) -> str:
     """Return the README of the folder. For an adapter that is not the project's `own`, only the base is described."""
     model, sources = params.section(Model), params.section(Data).by_name().values()
-    train, profile = params.section(Train), params.section(ProfileTrain)
+    train, profile = train_settings(params)
     facts = {"base model": f"{_place(model)} (weights sha256 {base_sha256[:16]}...)"}
     if own:
         targets, lora = train.lora.target_modules, train.lora
@@ -164,7 +164,7 @@ def _model_card(params: Params, base_sha256: str, *, own: bool) -> str:
         }
     else:
         facts["adapter"] = "not trained by this project"
-    facts["system message"] = params.section(Instruction).root
+    facts["system message"] = prepare_settings(params).instruction
     cells = {name: " ".join(value.split()).replace("|", "\\|") for name, value in facts.items()}
     return CARD.format(
         licence=LICENCES.get(model.source, OTHER_LICENCE)[0],

@@ -15,7 +15,7 @@ from howto.core.errors import UserError
 from howto.core.paths import BASE, TRAIN
 from howto.core.schema import Row, read_rows
 from howto.tools.compare_table import new_console
-from howto.training.config import Train
+from howto.training.config import train_settings
 
 if TYPE_CHECKING:
     from howto.modeling.chat import Chat
@@ -33,7 +33,7 @@ def preview(params: Params, shown: int) -> None:
     from howto.modeling.collate import encode_row
     from howto.modeling.loading import load_chat
 
-    train, chat = params.section(Train), load_chat(BASE)
+    train, chat = train_settings(params)[0], load_chat(BASE)
     bar = tqdm(rows, desc="tokenise", unit="row", disable=None)
     examples = [encode_row(chat, row, max_length=train.max_length) for row in bar]
     used = [n for n, one in enumerate(examples) if one.prompt and not (one.is_shortened and train.too_long == "drop")]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, create_model, model_validator
 
-from howto.core.config import Section
+from howto.core.config import Params, Section
+from howto.core.errors import UserError
 
 INITS_THAT_CHANGE_THE_BASE = ("olora", "pissa")  # what they put into the adapter they take from the base's weights
 
@@ -53,12 +54,37 @@ class Train(Section):
     weight_decay: float = Field(ge=0)
     max_grad_norm: float = Field(gt=0)
     validate_every: int | None = Field(ge=1)
-    keep: Literal["best", "last"]
+    validation_answers: int | None = Field(ge=1)
+    keep: Literal["best_loss", "best_rougeL", "last"]
     patience: int | None = Field(ge=1)
 
+    @model_validator(mode="after")
+    def _check_answers(self) -> Train:
+        if self.keep == "best_rougeL" and self.validation_answers is None:
+            raise ValueError("keep: best_rougeL needs validation_answers. Set it to a number of validation rows.")
+        return self
 
-class ProfileTrain(Section):
-    """`profiles.<name>.train`. Exactly one of `epochs` and `steps` gives the length of training."""
+
+def _optional(kind: type[Section]) -> Any:
+    """Return the fields of a section for `create_model`, each with the default None: not overridden."""
+    return {name: (field.rebuild_annotation() | None, None) for name, field in kind.model_fields.items()}
+
+
+if TYPE_CHECKING:
+
+    class Overrides(Section):
+        """The keys of `train`, each optional."""
+
+else:
+    _lora = create_model("LoraOverrides", __base__=Section, **_optional(Lora))
+    Overrides = create_model("Overrides", __base__=Section, **{**_optional(Train), "lora": (_lora | None, None)})
+
+
+class ProfileTrain(Overrides):
+    """`profiles.<name>.train`: what a profile sets itself, and overrides of any key of `train`.
+
+    Exactly one of `epochs` and `steps` gives the length of training.
+    """
 
     key: ClassVar[str] = "profiles.*.train"
     epochs: int | None = Field(default=None, ge=1)
@@ -79,3 +105,22 @@ class ProfileTrain(Section):
         if self.fsdp and self.processes == 1:
             raise ValueError("fsdp: expected processes of 2 or more, got 1. Raise it, or set fsdp to false.")
         return self
+
+    def applied_to(self, shared: Train) -> Train:
+        """Return `shared` with this profile's overrides.
+
+        Raise UserError if the combination is invalid.
+        """
+        own = self.model_dump(include=set(Train.model_fields), exclude_none=True)
+        values = shared.model_dump()
+        lora = {**values["lora"], **own.pop("lora", {})}
+        try:
+            return Train.model_validate({**values, **own, "lora": lora})
+        except ValidationError as error:
+            raise UserError(f"params.yaml: profiles.*.train with train: {error.errors()[0]['ctx']['error']}") from None
+
+
+def train_settings(params: Params) -> tuple[Train, ProfileTrain]:
+    """Return `train` with the active profile's overrides, and the profile's own section. Raises as `applied_to`."""
+    profile = params.section(ProfileTrain)
+    return profile.applied_to(params.section(Train)), profile

@@ -60,6 +60,7 @@ class Engine:
         self.device = next(model.parameters()).device
         self.checkpointing = profile.gradient_checkpointing
         self._pad, self.packing, self._micro_batch_size = pad, shared.packing, profile.micro_batch_size
+        self._own_attention = self.base.config._attn_implementation
         self._layers: CompiledLayers | None = None
         self.graphs: TrainingGraphs | None = None
         if self.device.type == "cuda":  # a pass is captured on the stream it ran on, which must not be the default one
@@ -144,7 +145,6 @@ class Engine:
 
     def _pack(self, probe: list[Example], expected: torch.Tensor) -> bool:
         """Let the model attend within packed rows, if that gives the hidden states that it should."""
-        own_attention = self.base.config._attn_implementation
         try:
             use_packed_attention(self.base)
             if self._has_states(probe, expected):
@@ -152,8 +152,19 @@ class Engine:
         except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:  # attention of its own kind
             if is_out_of_memory(error):
                 raise
-        self.base.set_attn_implementation(own_attention)
+        self.base.set_attn_implementation(self._own_attention)
         return False
+
+    @contextmanager
+    def own_attention(self) -> Iterator[None]:
+        """Let the model attend in its own way for a while, to unpacked rows and without dropout."""
+        self.model.eval()
+        in_training = self.base.config._attn_implementation
+        self.base.set_attn_implementation(self._own_attention)
+        try:
+            yield
+        finally:
+            self.base.set_attn_implementation(in_training)
 
     def _compile(self, probe: list[Example], expected: torch.Tensor, rate: float) -> None:
         """Compile the layers and compare them with those before, forward and backward; undo it if that fails."""

@@ -25,6 +25,7 @@ from howto.training.lora import make_optimizer, trained_weights
 from howto.training.lr_schedule import learning_rate_factor
 
 if TYPE_CHECKING:
+    from howto.training.answers import ValidationAnswers
     from howto.training.checkpoints import Checkpoints
     from howto.training.forward import Engine
 
@@ -36,9 +37,10 @@ class Curve:
     """How a run went. Losses are in nats a response token: a row for each step, and one for each validation."""
 
     train: list[tuple[int, float, float, float]] = field(default_factory=list)  # step, epoch, learning rate, loss
-    validation: list[tuple[int, float, float]] = field(default_factory=list)  # step, epoch, loss
+    validation: list[tuple[int, float, float, float | None]] = field(default_factory=list)  # step, epoch, loss, ROUGE-L
     kept_step: int = 0
     kept_loss: float | None = None
+    kept_rouge_l: float | None = None
     tokens: int = 0  # of prompts and responses of all steps, without padding
     resumed_at: int = 0  # step
     resumed_tokens: int = 0
@@ -65,11 +67,16 @@ class Trainer:
         profile: ProfileTrain,
         *,
         group: ProcessGroup | None = None,
+        answers: ValidationAnswers | None = None,
     ) -> None:
-        """`train_set` has at least one row. Every process of the `group` gets all rows."""
+        """`train_set` has at least one row. Every process of the `group` gets all rows.
+
+        `answers` are scored after each validation.
+        """
         self._group = group or ProcessGroup(engine.device)
         self._engine, self._train_set, self._validation_set = engine, train_set, validation_set
-        self._shared, self._profile = shared, profile
+        self._shared, self._profile, self._answers = shared, profile, answers
+        self.answer_seconds = 0.0  # for validation answers
         self._weights = trained_weights(engine.model)
         for weight in self._weights.values():  # these stay: a captured step adds to the same memory
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
@@ -169,15 +176,19 @@ class Trainer:
         self.curve.tokens += sum(map(len, rows))
 
     def _validate(self) -> None:
-        """Measure the loss on the validation rows, and keep the adapter if `train.keep` says so."""
+        """Measure loss and answers on the validation rows, and keep the adapter if `train.keep` says so."""
         loss: float | None = None
+        rouge_l: float | None = None
         if self._validation_set:
             loss = round(self.mean_loss(self._validation_set), 6)
             self._check_finite(loss, f"validation loss after step {self._done}")
-            self.curve.validation.append((self._done, self._epochs(self._done), loss))
-        best = self.curve.kept_loss
-        if self._shared.keep == "last" or loss is None or best is None or loss < best:
-            self.curve.kept_step, self.curve.kept_loss = self._done, loss
+            if self._answers:
+                start = time.monotonic()
+                rouge_l = round(self._answers.rouge_l(self._group), 6)
+                self.answer_seconds += time.monotonic() - start
+            self.curve.validation.append((self._done, self._epochs(self._done), loss, rouge_l))
+        if self._shared.keep == "last" or not self._validations_since_best():
+            self.curve.kept_step, self.curve.kept_loss, self.curve.kept_rouge_l = self._done, loss, rouge_l
             self._kept_adapter = {name: weight.detach().clone() for name, weight in self._weights.items()}
 
     def mean_loss(self, examples: list[Example]) -> float:
@@ -208,8 +219,13 @@ class Trainer:
         return done == self.steps or done % self.steps_per_epoch == 0 or done % every == 0
 
     def _is_patience_over(self) -> bool:
-        worse = sum(step > self.curve.kept_step for step, _, _ in self.curve.validation)
-        return self._shared.patience is not None and worse >= self._shared.patience
+        return self._shared.patience is not None and self._validations_since_best() >= self._shared.patience
+
+    def _validations_since_best(self) -> int:
+        """The number of validations after the one with the highest ROUGE-L if it decides, else the lowest loss."""
+        by_rouge_l = self._shared.keep == "best_rougeL"
+        values = [-(rouge_l or 0.0) if by_rouge_l else loss for _, _, loss, rouge_l in self.curve.validation]
+        return len(values) - 1 - values.index(min(values)) if values else 0
 
     def _rate_factor(self, step: int) -> float:
         return learning_rate_factor(self._shared.schedule, self._shared.warmup_ratio, step, self.steps)
@@ -222,7 +238,11 @@ class Trainer:
         if not bar.disable and self._done > bar.n:
             _, epoch, rate, loss = self.curve.train[-1]
             speed = (self.curve.tokens - self.curve.resumed_tokens) / max(seconds, 1e-6)
-            bar.set_postfix_str(f"epoch {epoch:.2f}, loss {loss:.3f}, lr {rate:.2e}, {speed:,.0f} tok/s", refresh=False)
+            shown = f"epoch {epoch:.2f}, loss {loss:.3f}, lr {rate:.2e}, {speed:,.0f} tok/s"
+            if self.curve.validation:
+                *_, loss, rouge_l = self.curve.validation[-1]
+                shown += f", validation {loss:.3f}" + ("" if rouge_l is None else f", ROUGE-L {rouge_l:.3f}")
+            bar.set_postfix_str(shown, refresh=False)
             bar.update(self._done - bar.n)
 
     def _checkpoint(self) -> dict[str, torch.Tensor]:

@@ -6,9 +6,10 @@ import pytest
 
 from howto.core.errors import UserError
 from howto.data.config import Prepare, ProfilePrepare
+from howto.inference.config import Infer, ProfileInfer
 from howto.params import read_params
 from howto.sources.config import Model
-from howto.training.config import ProfileTrain, Train
+from howto.training.config import ProfileTrain, Train, train_settings
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -31,9 +32,43 @@ def test_the_tinyllama_profile_holds_the_pinned_model_and_the_published_settings
     params = read_params(edited(tmp_path, "profile: smollm2", "profile: tinyllama"))
     model = params.section(Model)
     assert model.revision == "fe8a4ea1ffedaf415f4da2f062534de366a451e6"
-    profile, shared = params.section(ProfileTrain), params.section(Train)
+    shared, profile = train_settings(params)
     assert (profile.epochs, profile.learning_rate) == (10, 2e-4)
     assert (shared.lora.r, shared.lora.alpha, shared.lora.dropout, shared.max_length) == (8, 16, 0.05, 512)
+
+
+def test_the_dollyeval_profile_holds_the_settings_of_the_published_script(tmp_path: Path) -> None:
+    params = read_params(edited(tmp_path, "profile: smollm2", "profile: dollyeval"))
+    shared, profile = train_settings(params)
+    lora = shared.lora
+    assert (lora.r, lora.alpha, lora.dropout, lora.target_modules) == (256, 8, 0.1, ["q_proj", "v_proj"])
+    assert (profile.epochs, profile.learning_rate, profile.batch_size, shared.max_length) == (10, 1e-3, 32, 512)
+    assert (shared.weight_decay, shared.warmup_ratio, shared.max_grad_norm, shared.seed) == (0.01, 0, 1, 10)
+    assert (shared.schedule, shared.keep, shared.validation_answers) == ("cosine", "best_rougeL", 1000)
+    decoding = params.section(ProfileInfer).decoding(params.section(Infer))
+    assert (decoding.temperature, decoding.top_p, decoding.top_k) == (1, 1, None)
+    assert (decoding.max_prompt_tokens, decoding.max_new_tokens) == (256, 256)
+    assert decoding.seeds == [10, 20, 30, 40, 50]
+
+
+def test_a_profile_overrides_settings_of_training_each_checked_as_the_shared_one(tmp_path: Path) -> None:
+    def with_more(lines: str) -> Path:
+        return edited(tmp_path, "      steps: 80 ", f"{lines}      steps: 80 ")
+
+    params = read_params(with_more("      lora: {r: 4, alpha: 32}\n      keep: last\n"))
+    shared, own = params.section(Train), train_settings(params)[0]
+    assert own == shared.model_copy(
+        update={"keep": "last", "lora": shared.lora.model_copy(update={"r": 4, "alpha": 32})}
+    )
+    wrong = {
+        "      lora: {rank: 4}\n": r"params\.yaml:\d+: profiles\.smollm2\.train\.lora\.rank: unknown key",
+        "      lora: {r: 0}\n": r"profiles\.smollm2\.train\.lora\.r: expected greater than or equal to 1, got 0",
+        "      keep: best_rougeL\n": r"profiles\.\*\.train with train: keep: best_rougeL needs validation_answers",
+        "      lora: {init: orthogonal, r: 3}\n": r"profiles\.\*\.train with train: .*orthogonal: expected an even r",
+    }
+    for lines, message in wrong.items():
+        with pytest.raises(UserError, match=message):
+            read_params(with_more(lines))
 
 
 @pytest.mark.parametrize("written", ["1e-05", "1.0e-5", "0.00001"])
@@ -74,7 +109,11 @@ MISTAKES = {
     "text for a number": ("alpha: 16 ", 'alpha: "16" ', "train.lora.alpha: expected a valid number, got '16'"),
     "out of range": ("dropout: 0.05", "dropout: 1.5", "train.lora.dropout: expected less than 1, got 1.5"),
     "not a number at all": ("dropout: 0.05", "dropout: .nan", "train.lora.dropout: "),
-    "unknown choice": ("keep: best ", "keep: bset ", "train.keep: expected 'best' or 'last', got 'bset'"),
+    "unknown choice": (
+        "keep: best_loss ",
+        "keep: best_los ",
+        "train.keep: expected 'best_loss', 'best_rougeL' or 'last', got 'best_los'",
+    ),
     "unknown profile": ("profile: smollm2", "profile: gpt5", "profile: no profile 'gpt5'. Choose one of"),
     "no profile": ("profile: smollm2", "#", "profile: missing key"),
     "shares that leave no row": ("    test: 0.1 ", "    test: 0.95 ", "prepare.split: the shares of train, validation"),

@@ -37,7 +37,7 @@ def chat(finished: Path) -> Chat:
 def generator(folder: Path, batch_size: int, **decoding: Any) -> Generator:
     base, adapter = folder / "models/base", folder / "models/adapter"
     params = decoding_params(**{"max_new_tokens": 24, **decoding})
-    return Generator(base, adapter, params, batch_size=batch_size, precision="float32", device=CPU)
+    return Generator.load(base, adapter, params, batch_size=batch_size, precision="float32", device=CPU)
 
 
 def answers(of: Generator, rows: list[Row]) -> list[Answer]:
@@ -98,14 +98,14 @@ def test_every_token_that_the_models_files_list_as_an_end_ends_an_answer(workpla
     first = load_chat(base).tokenizer(" Then", add_special_tokens=False).input_ids[-1]  # the trained answers have it
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, first]}), encoding="utf-8")
     chat, model = load_chat(base), load_base(base, "float32", CPU)
-    of = Generator(base, None, decoding_params(max_new_tokens=24), batch_size=7, precision="float32", device=CPU)
+    of = Generator.load(base, None, decoding_params(max_new_tokens=24), batch_size=7, precision="float32", device=CPU)
     found = answers(of, rows)
     for row, answer in zip(rows, found, strict=True):
         ids = generated(model, chat, chat.prompt_ids(row), max_new_tokens=24)
         assert answer.text == chat.tokenizer.decode(ids, skip_special_tokens=True).strip()
         assert (answer.new_tokens, answer.stop) == (len(ids), "length" if len(ids) == 24 else "eos")
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}), encoding="utf-8")
-    of = Generator(base, None, decoding_params(max_new_tokens=24), batch_size=7, precision="float32", device=CPU)
+    of = Generator.load(base, None, decoding_params(max_new_tokens=24), batch_size=7, precision="float32", device=CPU)
     assert texts(of, rows) != [answer.text for answer in found]  # without that end
 
 

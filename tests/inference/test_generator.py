@@ -31,7 +31,7 @@ def rows(finished: Path) -> list[Row]:
 
 def generator(folder: Path, **decoding: Any) -> Generator:
     params, device = decoding_params(max_new_tokens=8, **decoding), torch.device("cpu")
-    return Generator(folder / "models/base", None, params, batch_size=5, precision="float32", device=device)
+    return Generator.load(folder / "models/base", None, params, batch_size=5, precision="float32", device=device)
 
 
 @pytest.mark.parametrize("batched", [True, False])

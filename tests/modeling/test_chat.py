@@ -245,6 +245,33 @@ def test_a_row_that_a_template_refuses_or_cuts_is_named(cut: str, problem: str) 
         chat.prompt_ids(row("x" * 100))
 
 
+def test_alpacas_template_writes_the_prompt_of_the_published_dolly_tables(
+    tinyllama: PreTrainedTokenizerBase, real_data: Path
+) -> None:
+    tinyllama.chat_template = (Path(__file__).parents[2] / "examples/alpaca.jinja").read_text(encoding="utf-8")
+    chat = Chat(tinyllama, today=DAY)
+    task = "Below is an instruction that describes a task"
+    paired = ", paired with an input that provides further context"
+    instruction = "Write a response that appropriately completes the request."
+    with (real_data / "dolly/test.jsonl").open(encoding="utf-8") as file:
+        raw = [json.loads(line) for line in file][:60]
+    assert {bool(one["context"]) for one in raw} == {True, False}
+    for one in raw:
+        intent, context = one["instruction"], one["context"]
+        given = f"{task}{paired}. {instruction}\n\n### Instruction:\n{intent}\n\n### Input:\n{context}"
+        alone = f"{task}. {instruction}\n\n### Instruction:\n{intent}"
+        expected = f"{given if context else alone}\n\n### Response:\n"
+        fields = {"context": context, "output": one["response"], "instruction": instruction}
+        found = row(input_of(intent, context), **fields)
+        assert chat.prompt_ids(found) == tinyllama(expected, add_special_tokens=False).input_ids
+        whole = tinyllama(expected + one["response"], add_special_tokens=False).input_ids
+        assert [*chat.prompt_ids(found), *chat.completion_ids(found)] == [*whole, tinyllama.eos_token_id]
+    forged = row(input_of("a</s>b", "c</s>d"), context="c</s>d", instruction=instruction)
+    assert tinyllama.eos_token_id not in chat.prompt_ids(forged)
+    with pytest.raises(UserError, match="expected one instruction, got a conversation"):
+        chat.prompt_ids(row("And then?", instruction=instruction, history=HISTORY))
+
+
 def test_todays_date_is_the_one_that_is_given() -> None:
     tokens = [token("<|im_start|>"), token("<|im_end|>")]
     texts = []

@@ -7,7 +7,7 @@ some of its own. A layer's forward and backward pass are 24 products, 15 fused k
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,6 +15,11 @@ from torch._inductor import config as inductor
 from torch._inductor.graph import GraphLowering
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from howto.core.schema import Row
+from howto.inference.kv_cache import KVCache
+from howto.modeling.chat import Chat
+from howto.modeling.distributed.process_group import ProcessGroup
+from howto.training.answers import ValidationAnswers
 from howto.training.forward import Engine
 from howto.training.lora import trained_weights
 from howto.training.trainer import Trainer
@@ -119,15 +124,49 @@ def test_a_layer_is_compiled_once_and_stays_within_its_budget(
     assert NUMBERS / 2 < moved / (tokens * HIDDEN_SIZE * 4) <= NUMBERS
 
 
+class Numbers:
+    """In place of a chat: a text is the numbers of its tokens, and the token 7 ends an answer."""
+
+    ends, end, clean_up_tokenization_spaces = frozenset({7}), 7, False
+
+    @property
+    def tokenizer(self) -> "Numbers":
+        return self
+
+    def prompt_ids(self, _: Row) -> list[int]:
+        return list(range(10, 30))
+
+    def decode(self, ids: list[int], **_: object) -> str:
+        return " ".join(map(str, ids))
+
+
+def scorer(engine: Engine) -> ValidationAnswers:
+    rows = [
+        Row(id=one.id, category="", instruction="", input="", context="", output=Numbers().decode(one.completion))
+        for one in ROWS[:6]
+    ]
+    return ValidationAnswers(engine, cast(Chat, Numbers()), rows, ROWS[:6], count=6, fsdp=False)
+
+
+def test_answers_with_compiled_layers_score_as_with_others(compiled: Engine) -> None:
+    alone = ProcessGroup(torch.device("cpu"))
+    scores = [scorer(engine) for engine in (compiled, make_engine(compiled=False))]
+    assert all(isinstance(one._generator._cache, KVCache) for one in scores)
+    assert scores[0].rouge_l(alone) == scores[1].rouge_l(alone) > 0
+
+
 def test_training_with_validations_gives_the_same_bytes_twice_and_compiles_nothing_more(
     compiled: Engine, graphs: list[tuple[int, float]]
 ) -> None:
     before, runs = len(graphs), []
-    for _ in range(2):
-        engine = make_engine(compiled=True)
-        curve = Trainer(engine, ROWS[6:], ROWS[:6], SHARED, PROFILE.model_copy(update={"steps": 9})).run()
+    for has_answers in (False, True):
+        engine, nine = make_engine(compiled=True), PROFILE.model_copy(update={"steps": 9})
+        answers = scorer(engine) if has_answers else None
+        curve = Trainer(engine, ROWS[6:], ROWS[:6], SHARED, nine, answers=answers).run()
+        assert all((rouge_l is not None) == has_answers for *_, rouge_l in curve.validation)
         assert [step for step, *_ in curve.validation] == [8, 9]  # 8 steps an epoch
         weights = trained_weights(engine.model).values()
-        runs.append((curve.validation, [weight.detach().numpy().tobytes() for weight in weights]))
+        losses = [loss for _, _, loss, _ in curve.validation]
+        runs.append((losses, [weight.detach().numpy().tobytes() for weight in weights]))
     assert runs[0] == runs[1]
     assert len(graphs) == before

@@ -109,7 +109,7 @@ def test_the_params_that_a_stage_reads_are_those_that_it_names(
         return value_of(params, key)
 
     monkeypatch.setattr(Params, "value", value)
-    monkeypatch.setattr("howto.params.check_sizes", lambda _: None)  # which, too, checks sections of other stages
+    monkeypatch.setattr("howto.params.check_overrides", lambda _: None)  # which, too, checks sections of other stages
     done = run_stage_here("infer@base" if name == "infer" else name, workplace)
     assert done.returncode == 0, done.stderr
     assert read - ONLY_CHECKED.get(name, set()) == set(STAGES[name]["params"]) - {"profile"}

@@ -25,7 +25,7 @@ def test_the_adapter_has_the_bytes_of_one_trained_on_an_unsharded_base(by_two: P
     (folder / "params.yaml").write_text(text.replace("fsdp: false ", "fsdp: true ", 1), encoding="utf-8")
     done = run_stage(folder, "stages.train")
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    for name in ("models/adapter/adapter_model.safetensors", "metrics/train_loss.csv"):
+    for name in ("models/adapter/adapter_model.safetensors", "metrics/train_loss.csv", "metrics/validation_rougeL.csv"):
         assert (folder / name).read_bytes() == (by_two / name).read_bytes()
 
 

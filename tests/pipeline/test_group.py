@@ -37,6 +37,8 @@ def test_processes_that_torchrun_started_give_the_same_bytes(by_two: Path, tmp_p
     done = run_stage(folder, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "stages.train")
     assert done.returncode == 0, done.stderr
     assert (folder / ADAPTER).read_bytes() == (by_two / ADAPTER).read_bytes()
+    scores, expected = ((one / "metrics/validation_rougeL.csv").read_text(encoding="utf-8") for one in (folder, by_two))
+    assert scores == expected and scores.count("\n") == 9
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")

@@ -16,7 +16,14 @@ from tests.conftest import ROOT, run, run_stage
 from tests.support.in_process import edit_params, run_here
 from tests.support.processes import newest_checkpoint, resumed, start_stage, wait_until
 
-FILES = ("models/adapter/adapter_model.safetensors", "metrics/train.json", "metrics/train_loss.csv")
+FILES = tuple(
+    f"{folder}/{name}"
+    for folder, names in {
+        "models/adapter": ("adapter_model.safetensors",),
+        "metrics": ("train.json", "train_loss.csv", "validation_loss.csv", "validation_rougeL.csv"),
+    }.items()
+    for name in names
+)
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 
@@ -30,6 +37,7 @@ def killed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training of some seconds that was killed after its first checkpoint. Not to be changed."""
     folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("killed") / "folder"))
     edit_params(folder, "      epochs: 1 ", "      epochs: 15 ")
+    edit_params(folder, "validation_answers: null ", "validation_answers: 3 ")
     shutil.rmtree(folder / "models/adapter")
     (folder / "metrics/train.json").unlink()
     with start_stage(folder, "stages.train") as process:
@@ -70,6 +78,7 @@ def test_a_run_with_other_params_never_resumes_and_its_bytes_are_the_same_on_one
     folder: Path, finished: Path
 ) -> None:
     edit_params(folder, "      epochs: 15 ", "      epochs: 1 ")  # as in `finished`
+    edit_params(folder, "validation_answers: 3 ", "validation_answers: null ")
     core = str(min(os.sched_getaffinity(0)))
     run(folder, "env", f"PYTHONPATH={ROOT}", "taskset", "-c", core, "python", "-m", "stages.train")
     assert not resumed(folder)

@@ -20,7 +20,8 @@ FETCH, INFER = "fetch_model fetch_data", "infer@base infer@adapter"
 # What changes: (the stages that read it, the stages that read their outputs).
 RERUNS = {
     "evaluate.confidence": ("evaluate", ""),
-    "howto/evaluation/rouge.py": ("evaluate", ""),
+    "howto/evaluation/scoring.py": ("evaluate", ""),
+    "howto/evaluation/rouge.py": ("train evaluate", "infer@adapter"),
     "howto/evaluation/report/page.css": ("evaluate", ""),
     "train.lora.r": ("train", "infer@adapter evaluate"),
     "profiles.{active}.train.learning_rate": ("train", "infer@adapter evaluate"),
@@ -28,7 +29,7 @@ RERUNS = {
     "data/prepared/validation.jsonl": ("train", "infer@adapter evaluate"),
     "infer.top_p": (INFER, "evaluate"),
     "profiles.{active}.infer.batch_size": (INFER, "evaluate"),
-    "howto/inference/decoder.py": (INFER, "evaluate"),
+    "howto/inference/decoder.py": (f"train {INFER}", "evaluate"),
     "data/prepared/test.jsonl": (f"{INFER} evaluate", ""),
     "machine.threads": (f"train {INFER}", "evaluate"),
     "howto/modeling/chat.py": (f"fetch_model train {INFER}", "evaluate"),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 
+import howto.inference.kv_cache
 import howto.modeling.packed_attention
 import howto.training.compiled_layers
 from howto.modeling.collate import Batch, Example, pack
@@ -87,7 +88,7 @@ def _rows(ends: Tensor) -> list[slice]:
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let training pack rows, and attend to them, as it does on a GPU."""
+    """Let training and the decoder pack rows, and attend to them, as they do on a GPU."""
     for module in (howto.modeling.packed_attention, howto.training.compiled_layers):
         monkeypatch.setattr(module, "uses_flash_attention", lambda *_: True)
 
@@ -97,3 +98,4 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             yield pack(ordered[start : start + self._micro_batch_size], self.device, multiple=TILE_TOKENS)
 
     monkeypatch.setattr(Engine, "batches", batches)
+    monkeypatch.setattr(howto.inference.kv_cache, "pack", lambda rows, device, **_: pack(rows, device))

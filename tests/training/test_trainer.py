@@ -58,7 +58,7 @@ def gradient(engine: Engine, rows: list[Example]) -> torch.Tensor:
 
 
 def losses(curve: Curve) -> list[float]:
-    return [loss for _, _, loss in curve.validation]
+    return [loss for _, _, loss, _ in curve.validation]
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -120,13 +120,13 @@ def test_validations_come_after_each_epoch_after_every_so_many_steps_and_at_the_
     assert [step for step, *_ in curve.validation] == [2, 4, 5, 6, 8]
 
 
-@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize("keep", ["best_loss", "last"])
 def test_the_adapter_that_is_kept_is_the_best_one_or_the_last(tiny_run: Tiny, keep: str) -> None:
     diverging = {"warmup_ratio": 0.9, "max_grad_norm": 1e9, "validate_every": 1, "keep": keep}
     trainer = tiny_run.trainer(tiny_run.engine(), diverging, learning_rate=1.0)
     curve = trainer.run()
     assert losses(curve)[-1] > min(losses(curve)), "this learning rate was to overshoot"
-    assert curve.kept_loss == (min(losses(curve)) if keep == "best" else losses(curve)[-1])
+    assert curve.kept_loss == (min(losses(curve)) if keep == "best_loss" else losses(curve)[-1])
     assert round(trainer.mean_loss(tiny_run.rows[40:56]), 6) == curve.kept_loss
 
 
