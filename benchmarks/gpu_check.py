@@ -23,7 +23,7 @@ from pathlib import Path
 from benchmarks.gpu_attention import decode_attention, packed_attention
 from benchmarks.gpu_decoding import cache_and_decoder, decoding, requests
 from benchmarks.gpu_setup import Check, Figures, first_line, machine, waiting
-from benchmarks.gpu_training import peers, profiled, self_check, training
+from benchmarks.gpu_training import peers, profiled, self_check, training, validation_answers
 from howto.core.atomic import write_json
 
 
@@ -88,10 +88,11 @@ SECTIONS: dict[str, tuple[Callable[[Check], Figures], int]] = {
     "E": (lambda check: training(check, compiled=False), 70),
     "J": (peers, 80),
     "K": (whole_job, 240),
+    "L": (validation_answers, 90),
 }
 
 
-COMPILING = "DIFG"
+COMPILING = "DIFGL"
 
 
 def run_section(name: str, arguments: argparse.Namespace) -> Figures:

@@ -25,6 +25,7 @@ from howto.training.config import ProfileTrain, Train
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from howto.core.schema import Row
     from howto.modeling.collate import Example
     from howto.training.forward import Engine
 
@@ -88,12 +89,19 @@ class Check:
             fsdp=False,
         )
 
-    def examples(self, count: int) -> list[Example]:
-        """Real rows as tokens."""
+    def rows(self, count: int) -> list[Row]:
+        """Real rows."""
+        return rows_of(self.arguments.rows, count, INSTRUCTION)
+
+    def encoded(self, rows: list[Row]) -> list[Example]:
+        """Rows as tokens."""
         from howto.modeling.collate import encode
 
-        rows = rows_of(self.arguments.rows, count, INSTRUCTION)
         return encode(self.chat, rows, self.shared.max_length, shorten=True)
+
+    def examples(self, count: int) -> list[Example]:
+        """Real rows as tokens."""
+        return self.encoded(self.rows(count))
 
     def full_examples(self, count: int) -> list[Example]:
         """Rows of exactly the maximal length, half of it an answer, made of real rows' tokens."""

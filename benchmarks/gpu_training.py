@@ -1,4 +1,4 @@
-"""Sections D, E, F, I and J of `gpu_check`: training, by this project and by its peers."""
+"""Sections D, E, F, I, J and L of `gpu_check`: training, by this project and by its peers."""
 
 from __future__ import annotations
 
@@ -99,6 +99,39 @@ def training(check: Check, *, compiled: bool) -> Figures:
         del model, engine, trainer
     found["same_adapter_twice"] = len(set(hashes[:2])) == 1
     return {**found, "adapter": hashes[0][:16], "product_tflops": round(peak / 1e12, 1)}
+
+
+def validation_answers(check: Check) -> Figures:
+    """L. Answers to validation rows while training: their time, and whether the adapter is the same without."""
+    from howto.training.answers import ValidationAnswers
+    from howto.training.trainer import Trainer
+
+    profile, count = check.profile(check.steps), 4 if check.tiny else 64
+    shared = check.shared.model_copy(update={"validate_every": check.steps // 2})
+    rows = check.rows(check.batch * check.steps + count)
+    examples = check.encoded(rows)
+    train_set, held_out = examples[:-count], examples[-count:]
+    found: Figures = {}
+    for name in ("without", "with"):
+        model = check.adapted()
+        engine = check.engine(model, train_set, profile, compiled=True)
+        answers = ValidationAnswers(engine, check.chat, rows, held_out, count=count, fsdp=False)
+        scorer = answers if name == "with" else None
+        start = time.perf_counter()
+        trainer = Trainer(engine, train_set, held_out, shared, profile, answers=scorer)
+        curve = trainer.run()
+        check.synchronize()
+        found[name] = {
+            "seconds": round(time.perf_counter() - start, 1),
+            "answer_seconds": round(trainer.answer_seconds, 1),
+            "scores": [rouge_l for *_, rouge_l in curve.validation],
+            "adapter": adapter_hash(model)[:16],
+        }
+        if scorer:
+            found["same_score_twice"] = len({scorer.rouge_l(trainer._group) for _ in range(2)}) == 1
+        del model, engine, trainer
+    found["same_adapter"] = found["without"]["adapter"] == found["with"]["adapter"]
+    return {**found, "rows": count}
 
 
 def graph_error(check: Check, engine: Engine, rows: list[Example]) -> float:
