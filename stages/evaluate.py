@@ -54,7 +54,7 @@ def evaluate(params: Params, config: Evaluate) -> None:
         print(f"evaluate: warning: {warning}", file=sys.stderr)
 
     baselines = baseline_answers(rows, train, seed=config.seed, tokenizer=config.tokenizer)
-    scores = score(rows, answers, baselines, use_stemmer=config.use_stemmer, tokenizer=config.tokenizer)
+    scores = score(rows, answers, baselines, use_stemmer=config.use_stemmer, tokenizer=config.tokenizer, steps=config)
 
     evaluation = measure(rows, answers, scores, config)
     metrics = summarize(evaluation, TRAINING)

@@ -73,7 +73,9 @@ def tinyllama(real_data: Path) -> PreTrainedTokenizerBase:
 
 def smaller(text: str, tiny: Path) -> str:
     """Return params.yaml with its default profile on the model and rows in `tiny`, so that a stage takes seconds."""
-    package, sha256 = (re.search(pattern, text) for pattern in (r"package:\w\S+", r"(?<=weights_sha256: )\w+"))
+    package, sha256 = (
+        re.search(pattern, text) for pattern in (r"(?<=source: )package:\w\S+", r"(?<=weights_sha256: )\w+")
+    )
     assert package and sha256
     for old, new in {
         "threads: 2 ": "threads: 1 ",  # in so small a model two threads mostly wait for each other

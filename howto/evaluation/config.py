@@ -19,3 +19,4 @@ class Evaluate(Section):
     resamples: int = Field(ge=100)
     seed: int = Field(ge=0)
     embedding_model: str | None = Field(min_length=1)
+    step_threshold: float = Field(gt=0, le=1)

@@ -14,9 +14,11 @@ from howto.core.schema import Row
 from howto.core.step_lists import is_numbered, is_well_numbered, step_numbers
 from howto.evaluation.baselines import LABELS
 from howto.evaluation.config import Evaluate
+from howto.evaluation.embeddings import similarities
+from howto.evaluation.plots import MIN_ROWS
 from howto.evaluation.predictions import MODELS, Answers
 from howto.evaluation.rouge import KINDS
-from howto.evaluation.scoring import ModelScores, Scores, similarities
+from howto.evaluation.scoring import ModelScores, Scores
 from howto.evaluation.significance import bootstrap_interval, permutation_p_value
 
 OTHER_KINDS = [kind for kind in KINDS if kind != "rougeL"]
@@ -67,6 +69,8 @@ def measure_model(
         found["well_numbered"] = _mean([is_well_numbered(text) for _, text in numbered])
         found["steps_in_order"] = _mean([bool(own) and own == list(range(1, len(own) + 1)) for _, own in steps])
         found["steps_off"] = _mean([abs(len(own) - len(of_reference)) for of_reference, own in steps])
+    if model in all_scores.steps:
+        found |= _steps(all_scores.steps[model].values, config)
     if (perplexity := _perplexity(answers)) is not None:
         found["perplexity"] = round(perplexity, 4)
     if scores.rouge_l.shape[1] > 1:
@@ -88,6 +92,9 @@ def measure_difference(scores: Scores, old_model: str, new_model: str, config: E
         "losses": int((differences < 0).sum()),
         **{kind: round(_mean_f(new, kind) - _mean_f(old, kind), 6) for kind in OTHER_KINDS},
     }
+    if scores.steps:
+        before, after = (scores.steps[model].values for model in (old_model, new_model))
+        found |= _steps({name: after[name] - before[name] for name in after}, config)
     if new.rouge_l.shape[1] == old.rouge_l.shape[1] > 1:
         found["rougeL_seed_sd"] = _seed_sd(new.rouge_l - old.rouge_l)
     return found
@@ -96,6 +103,20 @@ def measure_difference(scores: Scores, old_model: str, new_model: str, config: E
 def _rouge_l(values: NDArray[np.float64], config: Evaluate) -> dict[str, float]:
     low, high = bootstrap_interval(values, confidence=config.confidence, resamples=config.resamples, seed=config.seed)
     return {"rougeL": _mean(values), "rougeL_low": round(low, 6), "rougeL_high": round(high, 6)}
+
+
+def _steps(values: Mapping[str, NDArray[np.float64]], config: Evaluate) -> dict[str, float]:
+    """Each measure's mean over the rows that have a value, and its interval if there are MIN_ROWS of them."""
+    found: dict[str, float] = {}
+    for name, of_rows in values.items():
+        known = of_rows[~np.isnan(of_rows)]
+        if not known.size:
+            continue
+        found |= {f"step_{name}": _mean(known), f"step_{name}_rows": known.size}
+        if known.size >= MIN_ROWS:
+            ends = bootstrap_interval(known, confidence=config.confidence, resamples=config.resamples, seed=config.seed)
+            found |= {f"step_{name}_{end}": round(value, 6) for end, value in zip(("low", "high"), ends, strict=True)}
+    return found
 
 
 def _mean_f(scores: ModelScores, kind: str) -> float:

@@ -1,4 +1,4 @@
-"""Score answers against references: ROUGE, length, repetition, words copied from the prompt, similarity."""
+"""Score answers against references: ROUGE, steps, length, repetition, words copied from the prompt."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from howto.core.errors import UserError, one_line
 from howto.core.schema import Row
 from howto.core.workers import map_in_order, usable_cores
-from howto.evaluation.config import TokenizerName
+from howto.evaluation.config import Evaluate, TokenizerName
 from howto.evaluation.predictions import Answers
-from howto.evaluation.rouge import KINDS, Rouge, Score
+from howto.evaluation.rouge import KINDS, Rouge, Score, Tokens
+from howto.evaluation.steps import ModelSteps, RowSteps, StepMatcher, match_by_words, score_by_meaning, stack_steps
 
 BATCH = 256  # rows that a process scores at once
 PARALLEL_FROM = 4096  # answers; fewer are scored sooner than processes start
@@ -41,6 +41,7 @@ class RowScores(NamedTuple):
     baselines: dict[str, float]
     ceiling: float
     reference_words: int
+    steps: RowSteps
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,16 @@ class ModelScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """What all rows score: [rows] of each baseline, and of the reference itself, which is the ceiling."""
+    """What all rows score: [rows] of each baseline, and of the reference itself, which is the ceiling.
+
+    `steps` is by model, and empty if steps were not scored.
+    """
 
     models: dict[str, ModelScores]
     baselines: dict[str, NDArray[np.float64]]
     ceiling: NDArray[np.float64]
     reference_words: NDArray[np.int64]
+    steps: dict[str, ModelSteps]
 
 
 def score(
@@ -81,22 +86,34 @@ def score(
     *,
     use_stemmer: bool,
     tokenizer: TokenizerName = "rouge_score",
+    steps: Evaluate | None = None,
 ) -> Scores:
-    """Score each model's answers to `rows`, and the baselines' [rows], on all cores if there are many answers."""
+    """Score each model's answers to `rows`, and the baselines' [rows], on all cores if there are many answers.
+
+    `steps` says how steps are matched; None: they are not scored. Raise UserError if its `embedding_model` cannot be
+    loaded.
+    """
     items = [
         (row, {model: [answer.text for answer in of_model[number]] for model, of_model in answers.items()}, baseline)
         for number, (row, baseline) in enumerate(zip(rows, baselines, strict=True))
     ]
     batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
     many = sum(len(of_row) for of_model in answers.values() for of_row in of_model) > PARALLEL_FROM
-    work = partial(_score_batch, use_stemmer=use_stemmer, tokenizer=tokenizer)
+    threshold = steps.step_threshold if steps and not steps.embedding_model else None
+    work = partial(_score_batch, use_stemmer=use_stemmer, tokenizer=tokenizer, step_threshold=threshold)
     results = chain.from_iterable(map_in_order(work, batches, usable_cores() if many else 1))
     scored = list(tqdm(results, total=len(rows), desc="score", unit="row", disable=None))
+    of_rows = [row.steps for row in scored]
+    if steps and steps.embedding_model:
+        of_rows = score_by_meaning(
+            rows, [of_row for _, of_row, _ in items], steps.embedding_model, steps.step_threshold
+        )
     return Scores(
         models={model: _stack([row.answers[model] for row in scored]) for model in answers},
         baselines={name: np.array([row.baselines[name] for row in scored]) for name in baselines[0]},
         ceiling=np.array([row.ceiling for row in scored]),
         reference_words=np.array([row.reference_words for row in scored]),
+        steps={model: stack_steps(of_rows, model) for model in answers} if steps else {},
     )
 
 
@@ -105,12 +122,21 @@ def _stack(rows: list[list[AnswerScores]]) -> ModelScores:
     return ModelScores(*(np.array([[a[field] for a in row] for row in rows], dtype=np.float64) for field in fields))
 
 
-def _score_batch(items: Sequence[Item], *, use_stemmer: bool, tokenizer: TokenizerName) -> list[RowScores]:
+def _score_batch(
+    items: Sequence[Item], *, use_stemmer: bool, tokenizer: TokenizerName, step_threshold: float | None
+) -> list[RowScores]:
     rouge = Rouge(use_stemmer=use_stemmer, tokenizer=tokenizer)
-    return [_score_row(rouge, *item) for item in items]
+    matcher = None if step_threshold is None else match_by_words(rouge, step_threshold)
+    return [_score_row(rouge, matcher, *item) for item in items]
 
 
-def _score_row(rouge: Rouge, row: Row, answers: dict[str, list[str]], baselines: Mapping[str, str]) -> RowScores:
+def _score_row(
+    rouge: Rouge,
+    matcher: StepMatcher[Tokens] | None,
+    row: Row,
+    answers: dict[str, list[str]],
+    baselines: Mapping[str, str],
+) -> RowScores:
     references = [rouge.tokens(text) for text in (row.output, *row.references)]
     prompt = rouge.tokens(row.input)
 
@@ -129,6 +155,7 @@ def _score_row(rouge: Rouge, row: Row, answers: dict[str, list[str]], baselines:
         {name: rouge_l(text) for name, text in baselines.items()},
         rouge_l(row.output),
         len(references[0].words),
+        matcher.score_row(row, answers) if matcher else None,
     )
 
 
@@ -146,26 +173,3 @@ def copied_share(words: Sequence[str], prompt: Sequence[str]) -> float | None:
 
 def _ngrams(words: Sequence[str]) -> list[tuple[str, ...]]:
     return list(zip(*(words[start:] for start in range(NGRAM)), strict=False))
-
-
-def similarities(model: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """Return the cosine of each pair's sentence embeddings, -1..1 (Reimers and Gurevych 2019, arXiv:1908.10084).
-
-    `model` is a folder of sentence-transformers, or a hub id.
-
-    Raise UserError if the package is not installed, or there is no such model.
-    """
-    key = "params.yaml: evaluate.embedding_model"
-    try:
-        from sentence_transformers import SentenceTransformer, util
-    except ImportError:
-        raise UserError(f"{key}: needs a package. Run `pip install sentence-transformers`, or set null.") from None
-    try:
-        encoder = SentenceTransformer(model, device="cpu", trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"{key}: {model} cannot be loaded ({one_line(error)}). Name a folder or a hub id.") from None
-    texts = list({text for pair in pairs for text in pair})
-    number_of = {text: number for number, text in enumerate(texts)}
-    vectors = encoder.encode(texts, convert_to_tensor=True, show_progress_bar=None)
-    references, answers = ([number_of[pair[side]] for pair in pairs] for side in (0, 1))
-    return [float(cosine) for cosine in util.pairwise_cos_sim(vectors[references], vectors[answers])]

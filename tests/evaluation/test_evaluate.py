@@ -40,6 +40,9 @@ def test_the_files_of_a_run_agree_with_each_other_and_metrics_are_numbers_only(f
         assert evaluation[model]["rougeL"] == pytest.approx(sum(scores) / len(scores), abs=1e-5)
         own = rouge.score([rouge.tokens(results[0]["reference"])], rouge.tokens(results[0][model]))
         assert scores[0] == round(own["rougeL"].fmeasure, 6)
+        coverage = [result["steps"][model]["coverage"] for result in results if result["procedural"]]
+        assert len(coverage) == evaluation[model]["step_coverage_rows"] == evaluation["procedural_rows"] > 0
+        assert evaluation[model]["step_coverage"] == pytest.approx(sum(coverage) / len(coverage), abs=1e-5)
     tables = {}
     for name in ("slices", "rouge", "differences", "lengths_and_scores"):
         with (finished / f"metrics/{name}.csv").open(encoding="utf-8") as file:

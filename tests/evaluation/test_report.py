@@ -210,6 +210,54 @@ def test_markup_and_control_characters_in_rows_are_shown_as_text_and_nothing_run
     assert "Content Security Policy" in str(page.browser.get_log("browser"))
 
 
+def test_steps_have_a_table_and_each_step_of_a_row_names_the_one_that_it_matches(page: Page) -> None:
+    metrics = {
+        "base": {"step_coverage": 0.25, "step_coverage_low": 0.2, "step_coverage_high": 0.3, "step_coverage_rows": 8},
+        "adapter": {"step_coverage": 0.5, "step_coverage_rows": 8, "step_superfluous": 0.5, "step_superfluous_rows": 7},
+        "delta": {
+            **{"step_coverage": 0.25, "step_coverage_low": 0.1, "step_coverage_high": 0.4},
+            **{"step_superfluous": -0.2, "step_superfluous_low": -0.3, "step_superfluous_high": -0.1},
+        },
+    }
+    scores = {"coverage": 0.5, "order": None, "superfluous": 2 / 3}
+    steps: dict[str, Any] = {
+        "base": {**scores, "matches": [[3, None], [5, 1]]},
+        "adapter": {**scores, "coverage": 1, "order": -1, "superfluous": 0, "matches": [[1, 2], [2, 1]]},
+    }
+    other = {**steps, "adapter": {**steps["adapter"], "reference": 1}}
+    texts = {"reference": "1. Boil it.\n\n2. Pour it.", "base": f"So:\n\n1. {HOSTILE}\nslowly\n2. Boil it.\n\nEnjoy."}
+    rows = [row(0, **texts, adapter="1. Pour it.\n2. Boil it.", steps=steps), row(1, steps=other), row(2)]
+    page.open(replace(CONTENT, metrics={**CONTENT.metrics, **metrics}, rows=rows))
+    table = page.table("#step-table")
+    assert [cell.split() for cell in table["Covered"][:3]] == [
+        ["0.2500", "[0.2000,", "0.3000]"],
+        ["0.5000"],
+        ["+0.2500", "[+0.1000,", "+0.4000]"],
+    ]
+    assert table["Superfluous"][0] == "" and table["Superfluous"][3].endswith("on 0 and 7 rows")
+    assert "In order" not in table
+    assert page.texts("#step-table .plus") == ["+0.2500", "\u22120.2000"] and page.texts("#step-table .minus") == []
+
+    notes = "return [...document.querySelectorAll(`#detail .answer${arguments[0]} .text`)].map(e => e.textContent)"
+    reference, base, adapter = page.run(notes, "")
+    assert reference == (
+        "1. Boil it. base model: \u2192\u00a02 fine-tuned: \u2192\u00a02\n\n"
+        "2. Pour it. base model: missing fine-tuned: \u2192\u00a01"
+    )
+    assert base == (
+        f"So:\n\n1. {HOSTILE} base model: superfluous\nslowly\n2. Boil it. base model: \u2192\u00a01\n\nEnjoy."
+    )
+    assert adapter == "1. Pour it. fine-tuned: \u2192\u00a02\n2. Boil it. fine-tuned: \u2192\u00a01"
+    assert page("#detail .answer.base footer").text.endswith("covers 50.0% of the steps, 66.7% superfluous")
+    page("#marking").click()
+    assert page.run(notes, "") == [reference, base, adapter], "the marks do not move the notes"
+    page("#list").send_keys("j")
+    assert page.run(notes, "")[0] == "1. Boil it. base model: \u2192\u00a02\n2. Pour it. base model: missing"
+    assert page("#detail .answer.adapter footer").text.endswith("order \u22121.0000, 0.0% superfluous, reference 2")
+    page("#list").send_keys("j")
+    assert page.run(notes, "")[0] == "1. Boil it.\n2. Pour it."
+
+
 def test_buttons_sort_the_rows_and_keys_move_search_and_jump_to_gains_and_regressions(page: Page) -> None:
     page.open(CONTENT)
     in_file = [r["id"] for r in CONTENT.rows]

@@ -11,9 +11,10 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 
 from howto.core.errors import UserError
-from howto.evaluation.scoring import PARALLEL_FROM, copied_share, repeated_share, score, similarities
+from howto.evaluation.embeddings import similarities
+from howto.evaluation.scoring import PARALLEL_FROM, copied_share, repeated_share, score
 from stages.evaluate import main as evaluate
-from tests.support.answers import prediction, row
+from tests.support.answers import CONFIG, prediction, row
 from tests.support.in_process import edit_params, run_here
 
 
@@ -31,17 +32,19 @@ def test_copied_4_grams_are_those_of_the_prompt() -> None:
 
 
 def test_several_processes_score_many_rows_to_the_same_numbers() -> None:
-    rows = [row(n, f"step {n} of many") for n in range(PARALLEL_FROM // 3 + 1)]
+    rows = [row(n, f"1. step {n}\n2. of many") for n in range(PARALLEL_FROM // 3 + 1)]
     answers = {
-        "a": [[prediction(n, f"step {n}")] for n in range(len(rows))],
+        "a": [[prediction(n, f"1. step {n}")] for n in range(len(rows))],
         "b": [[prediction(n, "of many"), prediction(n, "many")] for n in range(len(rows))],
     }
-    many = score(rows, answers, [{"echo": "many"}] * len(rows), use_stemmer=True)
+    many = score(rows, answers, [{"echo": "many"}] * len(rows), use_stemmer=True, steps=CONFIG)
     first = {model: of_model[:10] for model, of_model in answers.items()}
-    few = score(rows[:10], first, [{"echo": "many"}] * 10, use_stemmer=True)
+    few = score(rows[:10], first, [{"echo": "many"}] * 10, use_stemmer=True, steps=CONFIG)
     assert len(many.ceiling) == len(rows) and many.models["b"].rouge_l.shape == (len(rows), 2)
     for model in ("a", "b"):
         np.testing.assert_array_equal(many.models[model].rouge[:10], few.models[model].rouge)
+        assert [*many.steps[model].first[:10]] == few.steps[model].first
+    assert (many.steps["a"].values["coverage"] == 1 / 2).all() and (many.steps["b"].values["coverage"] == 0).all()
     np.testing.assert_array_equal(many.baselines["echo"][:10], few.baselines["echo"])
 
 

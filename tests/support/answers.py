@@ -6,7 +6,13 @@ from howto.core.schema import Prediction, Row, input_of
 from howto.evaluation.config import Evaluate
 
 CONFIG = Evaluate(
-    tokenizer="rouge_score", use_stemmer=True, confidence=0.95, resamples=500, seed=0, embedding_model=None
+    tokenizer="rouge_score",
+    use_stemmer=True,
+    confidence=0.95,
+    resamples=500,
+    seed=0,
+    embedding_model=None,
+    step_threshold=0.3,
 )
 
 

@@ -205,6 +205,40 @@ function fillMeasures() {
   byId("measure-table").hidden = !body.rows.length;
 }
 
+const STEPS = [ // 1: more is better
+  ["coverage", "Covered", 1, "share of the reference's steps that the answer has"],
+  ["order", "In order", 1, "Kendall's tau of the matched steps: 1 in the reference's order, \u22121 reversed"],
+  ["superfluous", "Superfluous", -1, "share of the answer's steps that match none; less is better"],
+];
+
+function fillSteps() {
+  const body = byId("step-table").tBodies[0];
+  for (const [name, title, better, explained] of STEPS) {
+    const [base, adapter, delta] = ["base", "adapter", "delta"].map((part) => {
+      const values = ["", "_low", "_high", "_rows"].map((end) => metrics[part]?.[`step_${name}${end}`] ?? undefined);
+      return present(values[0]) ? values : null;
+    });
+    if (!base && !adapter) continue;
+    const cell = (values, format, kind = "") => {
+      if (!values) return make("td", { class: "number" });
+      const [value, low, high] = values;
+      const ends = make("span", { class: "interval" }, interval(low, high, format));
+      return make("td", { class: "number" }, make("span", { class: kind }, format(value)), ends);
+    };
+    const [value, low, high] = delta ?? [];
+    const colour = colourOf(better * value, ...(better > 0 ? [low, high] : [-high, -low]).map((end) => end ?? NaN));
+    const on = [base, adapter].map((values) => count(values?.[3] ?? 0)).join(" and ");
+    body.append(
+      make("tr", {},
+        make("th", { scope: "row" }, title),
+        cell(base, score), cell(adapter, score), cell(delta, difference, colour),
+        make("td", { class: "explained" }, `${explained}; on ${on} rows`),
+      ),
+    );
+  }
+  byId("step-table").hidden = !body.rows.length;
+}
+
 // ---------------------------------------------------------------- slices
 
 function fillSlices() {
@@ -468,16 +502,26 @@ function sharedWords(reference, answer) {
   return spans;
 }
 
-/** A paragraph with a text, its spans marked. */
-function textOf(text, spans = []) {
+/** A paragraph with a text, its spans marked, and elements behind some of its lines (numbers from 1). */
+function textOf(text, spans = [], behind = new Map()) {
   if (!text) return make("p", { class: "text empty" }, "(empty)");
   const paragraph = make("p", { class: "text", dir: "auto" });
   let end = 0;
+  let line = 1;
+  const upTo = (place) => {
+    for (const part of text.slice(end, place).split(/(?=\n)/)) {
+      if (part[0] === "\n") paragraph.append(...(behind.get(line++) ?? []));
+      paragraph.append(visible(part));
+    }
+    end = place;
+  };
   for (const [from, to] of spans) {
-    paragraph.append(visible(text.slice(end, from)), make("mark", {}, visible(text.slice(from, to))));
+    upTo(from);
+    paragraph.append(make("mark", {}, visible(text.slice(from, to))));
     end = to;
   }
-  paragraph.append(visible(text.slice(end)));
+  upTo(text.length);
+  paragraph.append(...(behind.get(line) ?? []));
   return paragraph;
 }
 
@@ -489,17 +533,50 @@ const change = (n) => `${score(rows[n].base_rougeL)} \u2192 ${score(rows[n].adap
 const gainOf = (n) => make("span", { class: `gain ${colourOf(gains[n])}` }, difference(gains[n]));
 const oneLine = (text) => visible(text.replace(/\s+/g, " "));
 
+const MODELS = { base: "base model", adapter: "fine-tuned" };
+
+/** What is shown behind the lines of the reference (kind "") or of an answer: the steps that each of them matches. */
+function stepsBehind(row, kind) {
+  const behind = new Map();
+  const put = (line, model, matched, unmatched) => {
+    const text = matched ? `\u2192\u00a0${matched}` : unmatched;
+    const name = make("span", { class: "unseen" }, `${MODELS[model]}: `);
+    const note = make("span", { class: `step ${model}` }, name, text);
+    behind.set(line, [...(behind.get(line) ?? []), " ", note]);
+  };
+  if (kind) {
+    for (const [line, step] of row.steps?.[kind]?.matches ?? []) put(line, kind, step, "superfluous");
+    return behind;
+  }
+  const lines = row.reference.split("\n").flatMap((text, line) => (text.trim() ? [line + 1] : [])); // each is a step
+  for (const model of Object.keys(MODELS)) {
+    const own = row.steps?.[model];
+    if (!own || own.reference) continue;
+    const place = new Map(own.matches.map(([, step], at) => [step, at + 1]));
+    lines.forEach((line, at) => put(line, model, place.get(at + 1), "missing"));
+  }
+  return behind;
+}
+
+function aboutSteps({ coverage, order, superfluous, reference }) {
+  const parts = [`covers ${percent(coverage)} of the steps`, present(order) && `order ${score(order)}`,
+    present(superfluous) && `${percent(superfluous)} superfluous`, reference && `reference ${reference + 1}`];
+  return parts.filter(Boolean).join(", ");
+}
+
 function detailOf(n, marking) {
   const row = rows[n];
   const answer = (kind, title, text, points, stop) => {
     const words = wordsIn(text).length;
-    const about = [counted(words, "word", "words"), stop && (STOPS[stop] ?? visible(stop))].filter(Boolean).join(", ");
+    const steps = row.steps?.[kind];
+    const about = [counted(words, "word", "words"), stop && (STOPS[stop] ?? visible(stop)), steps && aboutSteps(steps)]
+      .filter(Boolean).join(", ");
     return make("section", { class: `answer ${kind}` },
       make("header", {},
         make("h4", {}, title),
         make("span", { class: "score" }, present(points) ? score(points) : ""),
       ),
-      textOf(text, marking && kind ? sharedWords(row.reference, text) : []),
+      textOf(text, marking && kind ? sharedWords(row.reference, text) : [], stepsBehind(row, kind)),
       make("footer", {}, about),
     );
   };
@@ -785,6 +862,7 @@ document.title = visible(content.title);
 byId("title").append(visible(content.title));
 byId("verdict").append(visible(content.verdict));
 fillScores();
+fillSteps();
 fillMeasures();
 fillSlices();
 fillFacts();

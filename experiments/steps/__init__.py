@@ -1,0 +1,1 @@
+"""What the measures of the steps see that ROUGE-L does not."""
