@@ -19,9 +19,8 @@ from howto.evaluation.embeddings import encode
 from howto.evaluation.rouge import Rouge
 
 MEASURES = ("coverage", "order", "superfluous")
-END = re.compile(
-    r"\n[^\S\n]*\n(?=\S)"
-)  # as in Markdown: a line without indentation after a blank line is no part of it
+# A step ends as in Markdown: at a line without indentation that follows a blank line.
+END = re.compile(r"\n[^\S\n]*\n(?=\S)")
 TIE = 1e-9  # similarity that a step's distance from the other's place costs
 
 T = TypeVar("T")
