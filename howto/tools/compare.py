@@ -59,7 +59,7 @@ class Comparison:
     changed_base_answers: int  # rows to which not all base models give the same answers
     params: dict[str, tuple[Any, Any]]  # that differ, by dotted key; None: the version does not have it
     hashes: dict[str, tuple[str | None, str | None]]  # of inputs, outputs and code that differ, by path
-    warnings: list[str]  # about references whose words the scores do not see
+    warnings: list[str]  # about words that the scores do not see, and files that differ between the runs of a side
     results: list[dict[str, Any]]  # both answers to each row, as in log/hasil.jsonl
 
     @property
@@ -68,17 +68,21 @@ class Comparison:
         return max(len(self.old.runs), len(self.new.runs)) > 1
 
     @property
+    def sample(self) -> str:
+        """What the interval of the difference is over, such as "120 rows" or "120 rows and 5 runs"."""
+        runs = f" and {len(self.old.runs) + len(self.new.runs)} runs" if self.over_seeds else ""
+        return counted(self.rows, "row") + runs
+
+    @property
     def conclusion(self) -> str:
         """What the rows and runs support, in one sentence."""
-        names, sample = f"{self.new.name} and {self.old.name}", counted(self.rows, "row")
+        names = f"{self.new.name} and {self.old.name}"
         if not self.changed_answers:
-            return f"No difference: {names} give the same answers to all {sample}."
-        if self.over_seeds:
-            sample += f" and {len(self.old.runs) + len(self.new.runs)} runs"
+            return f"No difference: {names} give the same answers to all {counted(self.rows, 'row')}."
         numbers = difference_text(self.delta, self.confidence)
         if outcome := better_or_worse(self.delta, self.confidence):
-            return sentence(f"{self.new.name} is {outcome} than {self.old.name}: {numbers}, on {sample}.")
-        return f"On {sample}, there is no clear difference between {names}: {numbers}."
+            return sentence(f"{self.new.name} is {outcome} than {self.old.name}: {numbers}, on {self.sample}.")
+        return f"On {self.sample}, there is no clear difference between {names}: {numbers}."
 
     @property
     def detectable(self) -> float:

@@ -86,9 +86,8 @@ def print_comparison(found: Comparison, shown: int) -> None:
             console.print(_scored_answers(row, {"old": found.old.name, "new": found.new.name}))
     console.print(f"\n{found.conclusion}", style="bold", **PLAIN)
     if found.detectable:
-        rows = counted(found.rows, "row")
-        power = f"On {rows} like these, a true difference of {found.detectable:.3f} is detected with {POWER:.0%} power."
-        console.print(power, style="dim", **PLAIN)
+        difference = f"a true difference of {found.detectable:.3f} is detected with {POWER:.0%} power"
+        console.print(f"On {found.sample} like these, {difference}.", style="dim", **PLAIN)
     console.print(_note(found), style="dim", **PLAIN)
 
 
