@@ -131,10 +131,18 @@ def compare_versions(old: Sequence[Version], new: Sequence[Version], config: Eva
     params = differing(params_in_force(versions[0].params), params_in_force(new[0].params))
     if max(len(old), len(new)) > 1:
         params.pop(SEED, None)
-    old_metrics, new_metrics = (measure_model(scores, name, rows, answers[name], config) for name in runs)
+    names = (_name(old), _name(new)) if old else ("the base model", "the fine-tuned model")
+    sides = {
+        side: _side(
+            *of_side,
+            metrics=measure_model(scores, side, rows, answers[side], config),
+            seeds=len(runs[side][0][0]),
+            confidence=config.confidence,
+        )
+        for side, *of_side in zip(runs, names, (old, new), (of_old, of_new), strict=True)
+    }
     return Comparison(
-        old=_side(old, of_old, len(runs["old"][0][0]), old_metrics, config),
-        new=_side(new, of_new, len(runs["new"][0][0]), new_metrics, config),
+        **sides,
         rows=len(rows),
         delta=delta,
         confidence=config.confidence,
@@ -192,18 +200,28 @@ def _changed(runs: Sequence[Answers]) -> int:
     return sum(any(other != of_row[0] for other in of_row) for of_row in zip(*texts, strict=True))
 
 
+def _name(versions: Sequence[Version]) -> str:
+    names = [version.name.split(" (")[0] for version in versions]
+    return versions[0].name if len(versions) == 1 else f"the mean of {', '.join(names)}"
+
+
 def _side(
-    versions: Sequence[Version], by_run: NDArray[np.float64], seeds: int, metrics: dict[str, float], config: Evaluate
+    name: str,
+    versions: Sequence[Version],
+    by_run: NDArray[np.float64],
+    *,
+    metrics: dict[str, float],
+    seeds: int,
+    confidence: float,
 ) -> Side:
     """Return the side with these scores, [rows, runs], and these metrics of all its answers."""
     means = by_run.mean(axis=0)
     if len(means) > 1:
-        certainty = over_rows_and_seeds(by_run, np.zeros((len(by_run), 1)), confidence=config.confidence)
+        certainty = over_rows_and_seeds(by_run, np.zeros((len(by_run), 1)), confidence=confidence)
         metrics = _over_seeds(metrics, certainty) | {"rougeL_run_sd": round(float(means.std(ddof=1)), 6)}
-    names = [version.name if len(versions) == 1 else version.name.split(" (")[0] for version in versions]
     losses = [version.validation_loss for version in versions if version.validation_loss is not None]
     return Side(
-        name=", ".join(names) or "the base model",
+        name=name,
         runs=[
             Run(
                 name=version.name,

@@ -128,9 +128,9 @@ def _remarks(found: Comparison) -> list[str]:
     """What there is to know beside the scores, a line each."""
     lines = [f"Warning: {warning}." for warning in found.warnings]
     for side in (found.old, found.new):
-        if len(side.runs) > 1:
+        if len(side.runs) > 1 or (side.runs and not found.old.runs):
             means = ", ".join(f"{run.name} {run.rougeL:.4f}" for run in side.runs)
-            lines.append(f"{len(side.runs)} runs: {means}.")
+            lines.append(f"{counted(len(side.runs), 'run')}: {means}.")
         for run in side.runs:
             if run.rows_left_out:
                 left_out = f"{counted(run.rows_left_out, 'test row')} of {run.name}: left out"

@@ -125,7 +125,10 @@ def test_one_run_of_the_base_and_fine_tuned_model_has_the_numbers_of_evaluate(kn
     done = compare(known, "--of", "HEAD", "--json", str(tmp_path / "found.json"))
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["delta"] == metrics(known)["delta"]
-    assert re.search(r"over rows\. Another training seed would change the score of HEAD \(\w{7}\) too", done.stdout)
+    assert re.search(r"1 run: HEAD \(\w{7}\) 0\.\d{4}\.", done.stdout)
+    assert (
+        "Intervals are over rows. Another training seed would change the score of the fine-tuned model" in done.stdout
+    )
 
 
 def test_a_side_of_one_run_is_named_if_the_other_has_several(seeds: Path) -> None:

@@ -116,7 +116,11 @@ def test_runs_of_one_version_are_one_side_whose_interval_is_over_rows_and_seeds(
     found = compare_versions(old, new, CONFIG)
     assert [run.rougeL for run in (*found.old.runs, *found.new.runs)] == pytest.approx([0.2, 0.4, 0.5, 0.8, 0.5])
     assert [run.training_seed for run in found.new.runs] == [1, 2, 3]
-    assert (found.old.name, found.new.name, found.new.seeds) == ("old-1, old-2", "new-1, new-2, new-3", 1)
+    assert (found.old.name, found.new.name, found.new.seeds) == (
+        "the mean of old-1, old-2",
+        "the mean of new-1, new-2, new-3",
+        1,
+    )
     assert [side.metrics["rougeL"] for side in (found.old, found.new)] == pytest.approx([0.3, 0.6])
     assert found.new.metrics["rougeL_run_sd"] == pytest.approx(math.sqrt(0.03), abs=1e-6)
     of_old, of_new = np.array([[0.3, 0.5], [0.1, 0.3]]), np.array([[0.4, 0.8, 0.6], [0.6, 0.8, 0.4]])  # [rows, runs]
