@@ -134,7 +134,7 @@ def _seed_sd(values: NDArray[np.float64]) -> float:
 
 def _perplexity(answers: Answers) -> float | None:
     """exp of the mean loss a token of the references that the model could read, or None."""
-    read = [first for first, *_ in answers if first.reference_log_probability is not None]
+    read = [answer for of_row in answers for answer in of_row if answer.reference_log_probability is not None]
     tokens = sum(answer.reference_tokens for answer in read)
     total = math.fsum(answer.reference_tokens * (answer.reference_log_probability or 0.0) for answer in read)
     return math.exp(min(700.0, -total / tokens)) if tokens else None

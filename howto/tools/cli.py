@@ -72,22 +72,27 @@ def ask(  # noqa: PLR0917  # options of a command line, each given by name
 @app.command()
 @reports_errors
 def compare(
-    old: Annotated[str | None, typer.Argument(metavar="OLD", help="A git revision or DVC experiment.")] = None,
-    new: Annotated[str | None, typer.Argument(metavar="NEW", help="Another one. [default: this folder]")] = None,
+    old: Annotated[
+        str | None, typer.Argument(metavar="OLD", help="A git revision or DVC experiment, or several: a,b,c.")
+    ] = None,
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The same; . is this folder.")] = ".",
+    of: Annotated[
+        str | None, typer.Option(metavar="RUNS", help="Compare base and fine-tuned model over runs: .,a,b.")
+    ] = None,
     rows: Annotated[
         int, typer.Option(metavar="N", min=0, help="Show N typical rows, or the N largest gains and regressions.")
     ] = 0,
-    json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the comparison of two versions as JSON.")
-    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the comparison as JSON.")] = None,
 ) -> None:
-    """Compare base and fine-tuned model, or two versions of it."""
-    if old is None and json is not None:
-        raise typer.BadParameter("--json needs a revision")
+    """Compare base and fine-tuned model, or two versions of it. Several runs of one version differ in train.seed."""
+    if old is not None and of is not None:
+        raise typer.BadParameter("give OLD or --of, not both")
+    if old is None and of is None and json is not None:
+        raise typer.BadParameter("--json needs OLD or --of")
 
     from howto.tools.compare_table import print_comparison, print_last_run
 
-    if old is None:
+    if old is None and of is None:
         print_last_run(rows)
         return
 
@@ -96,12 +101,12 @@ def compare(
     from howto.params import read_params
     from howto.tools.ask import check_output
     from howto.tools.compare import compare_versions
-    from howto.tools.versions import revision, this_folder
+    from howto.tools.versions import versions
 
     if json:
         check_output(json)
     config = read_params().section(Evaluate)
-    found = compare_versions(revision(old), this_folder() if new is None else revision(new), config)
+    found = compare_versions([] if old is None else versions(old), versions(new if of is None else of), config)
     print_comparison(found, rows)
     if json:
         write_json(json, found.as_json())

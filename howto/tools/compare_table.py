@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from howto.core.errors import UserError
-from howto.core.paths import EVALUATION, METRICS, PREDICTIONS, REPORT, RESULTS
+from howto.core.paths import EVALUATION, REPORT, RESULTS
 from howto.evaluation.baselines import LABELS
-from howto.tools.compare import POWER, Comparison, counted, sentence
+from howto.tools.compare import POWER, RESULTS_OF_A_RUN, Comparison, counted, sentence
 
 COLUMNS = {
+    "rougeL_run_sd": "SD over\nseeds",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "ended_by_eos": "ended by\nitself",
@@ -45,7 +46,7 @@ def print_last_run(shown: int) -> None:
         table.add_row(f"baseline: {label}", f"{evaluation['baselines'][name]:.4f}", style="dim")
     console = new_console()
     console.print(table)
-    console.print(f"The fine-tuned model is {_outcomes(evaluation['delta'])}", **PLAIN)
+    console.print(f"The fine-tuned model is {_outcomes(evaluation['delta'], 'paired permutation test')}", **PLAIN)
     console.print(f"The full report is {REPORT}.", **PLAIN)
     if shown:
         title = "Typical answers to held-out intents (their scores are closest to the median):"
@@ -56,11 +57,16 @@ def print_last_run(shown: int) -> None:
 
 def print_comparison(found: Comparison, shown: int) -> None:
     """Print scores, what differs, and `shown` rows with the largest gains and as many with the largest losses."""
-    models = [(side.name, side.metrics) for side in (found.old, found.new)]
-    title = f"Fine-tuned models on the {counted(found.rows, 'held-out row')} of both versions"
+    sides = (found.old, found.new)
+    columns = [name for name in COLUMNS if found.over_seeds or name != "rougeL_run_sd"]
+    models = "Fine-tuned models" if found.old.runs else "Base and fine-tuned model"
+    runs = len(found.old.runs) + len(found.new.runs)
+    of = "both versions" if runs == 2 and found.old.runs else counted(runs, "run")
+    title = f"{models} on the {counted(found.rows, 'held-out row')} of {of}"
     console = new_console()
-    console.print(_score_table(title, tuple(COLUMNS), models, found.delta))
-    console.print(sentence(f"{found.new.name} is {_outcomes(found.delta)}"), **PLAIN)
+    console.print(_score_table(title, columns, [(side.name, side.metrics) for side in sides], found.delta))
+    test = "over rows and training seeds" if found.over_seeds else "paired permutation test"
+    console.print(sentence(f"{found.new.name} is {_outcomes(found.delta, test)}"), **PLAIN)
     for line in _remarks(found):
         console.print(line, **PLAIN)
     if found.params:
@@ -80,10 +86,9 @@ def print_comparison(found: Comparison, shown: int) -> None:
             console.print(_scored_answers(row, {"old": found.old.name, "new": found.new.name}))
     console.print(f"\n{found.conclusion}", style="bold", **PLAIN)
     if found.detectable:
-        rows = counted(found.rows, "row")
-        power = f"On {rows} like these, a true difference of {found.detectable:.3f} is detected with {POWER:.0%} power."
-        console.print(power, style="dim", **PLAIN)
-    console.print("Intervals are over rows. Another training seed would change both scores too.", style="dim", **PLAIN)
+        difference = f"a true difference of {found.detectable:.3f} is detected with {POWER:.0%} power"
+        console.print(f"On {found.sample} like these, {difference}.", style="dim", **PLAIN)
+    console.print(_note(found), style="dim", **PLAIN)
 
 
 def new_console() -> Console:
@@ -112,30 +117,44 @@ def _score_table(
     return table
 
 
-def _outcomes(delta: Mapping[str, Any]) -> str:
+def _outcomes(delta: Mapping[str, Any], test: str) -> str:
     return (
         f"better on {counted(delta['wins'], 'row')}, equal on {delta['ties']} and worse on {delta['losses']} "
-        f"(p = {delta['p_value']:.2g}, paired permutation test)."
+        f"(p = {delta['p_value']:.2g}, {test})."
     )
 
 
 def _remarks(found: Comparison) -> list[str]:
     """What there is to know beside the scores, a line each."""
     lines = [f"Warning: {warning}." for warning in found.warnings]
-    for side, other in ((found.old, found.new), (found.new, found.old)):
-        if side.rows_left_out:
-            lines.append(
-                f"{counted(side.rows_left_out, 'test row')} of {side.name}: left out, because {other.name} does not "
-                "have the same texts."
-            )
-    rows = found.changed_base_answers
-    changed = f"differ on {counted(rows, 'row')}" if rows else "are the same on all rows"
-    lines.append(f"The base models' answers {changed}.")
-    files = [path for path in found.hashes if not path.startswith((f"{PREDICTIONS}/", f"{METRICS}/"))]
+    for side in (found.old, found.new):
+        if len(side.runs) > 1 or (side.runs and not found.old.runs):
+            means = ", ".join(f"{run.name} {run.rougeL:.4f}" for run in side.runs)
+            lines.append(f"{counted(len(side.runs), 'run')}: {means}.")
+        for run in side.runs:
+            if run.rows_left_out:
+                left_out = f"{counted(run.rows_left_out, 'test row')} of {run.name}: left out"
+                lines.append(f"{left_out}, because another version does not have the same texts.")
+    if found.over_seeds:
+        rows, seeds = (found.delta[f"rougeL_se_{source}"] for source in ("rows", "seeds"))
+        lines.append(f"Standard error of the difference: {rows:.4f} from rows, {seeds:.4f} from training seeds.")
+    if len(found.old.runs) + len(found.new.runs) > 1:
+        rows = found.changed_base_answers
+        changed = f"differ on {counted(rows, 'row')}" if rows else "are the same on all rows"
+        lines.append(f"The base models' answers {changed}.")
+    files = [path for path in found.hashes if not path.startswith(RESULTS_OF_A_RUN)]
     if files := sorted(files, key=lambda path: (path.startswith(("howto/", "stages/")), path)):  # code is last
         more = f" and {len(files) - MAX_FILES} more" if len(files) > MAX_FILES else ""
         lines.append(f"Files that differ: {', '.join(files[:MAX_FILES])}{more}.")
     return lines
+
+
+def _note(found: Comparison) -> str:
+    """What the intervals cover, and what they do not."""
+    single = [side.name for side in (found.old, found.new) if len(side.runs) == 1]
+    scores = "both scores" if len(single) == 2 else f"the score of {single[0]}" if single else ""
+    covered = "rows and training seeds" if found.over_seeds else "rows"
+    return f"Intervals are over {covered}." + (f" Another training seed would change {scores} too." if scores else "")
 
 
 def _typical(rows: list[dict[str, Any]], shown: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Read the answers of one version of the project: of this folder, or of a git revision or DVC experiment."""
+"""Read the answers of versions of the project: of this folder, or of a git revision or DVC experiment."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,6 +31,14 @@ class Version:
     params: dict[str, Any]  # params.yaml
     hashes: dict[str, str]  # of each file and folder that its stages read and wrote, by path
     validation_loss: float | None
+
+
+def versions(names: str) -> list[Version]:
+    """Return the versions in a list such as `.,r8,r16`, in which `.` is this folder.
+
+    Raises as `this_folder` and `revision`.
+    """
+    return [this_folder() if name == "." else revision(name) for name in names.split(",")]
 
 
 def this_folder() -> Version:

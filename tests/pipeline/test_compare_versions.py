@@ -88,3 +88,57 @@ def test_answers_of_an_older_adapter_or_that_dvc_lock_does_not_record_are_not_co
     answers = read_rows(project / ADAPTER, Prediction)
     write_rows(project / ADAPTER, [answers[0].model_copy(update={"text": "mine"}), *answers[1:]])
     fails(compare(project, "HEAD"), "adapter.jsonl: not the file that dvc.lock records")
+
+
+@pytest.fixture(scope="module")
+def seeds(known: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a project with three runs, as if made with train.seed 42, 1 and 2: tags s42 and s1, and this folder."""
+    folder = Path(shutil.copytree(known, tmp_path_factory.mktemp("seeds") / "project", symlinks=True))
+    for old, new in ((42, 1), (1, 2)):
+        run(folder, "git", "tag", f"s{old}")
+        edit_params(folder, f"\n  seed: {old} ", f"\n  seed: {new} ")
+        config = folder / "models/adapter/adapter_config.json"
+        config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+        answers = read_rows(folder / ADAPTER, Prediction)
+        write_rows(folder / ADAPTER, [answers[0].model_copy(update={"text": f"1. Wait {new} days."}), *answers[1:]])
+        run(folder, "dvc", "commit", "-q", "-f")
+        run(folder, "git", "commit", "-qam", f"seed {new}")
+    return folder
+
+
+def test_the_fine_tuned_model_of_several_runs_is_compared_with_its_base(seeds: Path, tmp_path: Path) -> None:
+    done = compare(seeds, "--of", "s42,s1,.", "--json", str(tmp_path / "found.json"), "--rows", "1")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    runs = found["new"]["runs"]
+    assert [one["training_seed"] for one in runs] == [42, 1, 2] and runs[2]["commit"] is None
+    assert runs[0]["rougeL"] == metrics(seeds)["adapter"]["rougeL"] > runs[1]["rougeL"]  # `evaluate` saw the first run
+    assert found["old"]["metrics"].items() >= metrics(seeds)["base"].items() and found["old"]["runs"] == []
+    gain = sum(one["rougeL"] for one in runs) / 3 - found["old"]["metrics"]["rougeL"]
+    assert found["delta"]["rougeL"] == pytest.approx(gain, abs=2e-6)
+    assert found["params"] == {} and found["warnings"] == [] and found["changed_base_answers"] == 0
+    assert f"3 runs: s42 ({runs[0]['commit'][:7]}) {runs[0]['rougeL']:.4f}, s1 (" in done.stdout
+    assert "Intervals are over rows and training seeds." in done.stdout and "Another training seed" not in done.stdout
+
+
+def test_one_run_of_the_base_and_fine_tuned_model_has_the_numbers_of_evaluate(known: Path, tmp_path: Path) -> None:
+    done = compare(known, "--of", "HEAD", "--json", str(tmp_path / "found.json"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["delta"] == metrics(known)["delta"]
+    assert re.search(r"1 run: HEAD \(\w{7}\) 0\.\d{4}\.", done.stdout)
+    assert (
+        "Intervals are over rows. Another training seed would change the score of the fine-tuned model" in done.stdout
+    )
+
+
+def test_a_side_of_one_run_is_named_if_the_other_has_several(seeds: Path) -> None:
+    done = compare(seeds, "s42,s1")
+    assert "Another training seed would change the score of this folder too." in done.stdout, done.stderr
+
+
+def test_a_list_with_a_run_that_cannot_be_one_of_it_is_refused_in_one_line(seeds: Path) -> None:
+    fails(compare(seeds, "--of", "s1,nope"), "nope: no such revision")
+    fails(compare(seeds, "--of", "s1,"), "an empty name: no such revision")
+    fails(compare(seeds, "s42,s42"), r"s42 \(\w{7}\) and s42 \(\w{7}\): the same train.seed")
+    fails(compare(seeds, "--of", "HEAD,."), r"HEAD \(\w{7}\) and this folder: the same train.seed")
+    assert compare(seeds, "s1", "--of", "s42").returncode == 2
