@@ -21,7 +21,7 @@ from howto.evaluation.significance import Certainty, over_rows_and_seeds
 from howto.tools.versions import HERE, Version
 
 POWER = 0.8  # share of comparisons that detect a difference of `detectable`
-SEED = "train.seed"
+SEEDS = ("train.seed", "profiles.<profile>.train.seed")  # the profile's own has precedence
 RESULTS_OF_A_RUN = (f"{PREDICTIONS}/", f"{METRICS}/")
 
 
@@ -120,7 +120,9 @@ def compare_versions(old: Sequence[Version], new: Sequence[Version], config: Eva
     runs = {"old": adapters[: len(old)] or (bases if changed_bases else bases[:1]), "new": adapters[len(old) :]}
     # All answers of a side to a row are scored as one model's, run by run.
     answers = {name: [list(chain(*of_row)) for of_row in zip(*of_side, strict=True)] for name, of_side in runs.items()}
-    scores = score(rows, answers, [{}] * len(rows), use_stemmer=config.use_stemmer, tokenizer=config.tokenizer)
+    scores = score(
+        rows, answers, [{}] * len(rows), use_stemmer=config.use_stemmer, tokenizer=config.tokenizer, steps=config
+    )
     of_old, of_new = (
         scores.models[name].rouge_l.reshape(len(rows), len(of_side), -1).mean(axis=2) for name, of_side in runs.items()
     )  # [rows, runs]
@@ -130,7 +132,7 @@ def compare_versions(old: Sequence[Version], new: Sequence[Version], config: Eva
         delta = _over_seeds(delta, certainty) | {"p_value": round(certainty.p_value, 6)}
     params = differing(params_in_force(versions[0].params), params_in_force(new[0].params))
     if max(len(old), len(new)) > 1:
-        params.pop(SEED, None)
+        params = {key: values for key, values in params.items() if key not in SEEDS}
     names = (_name(old), _name(new)) if old else ("the base model", "the fine-tuned model")
     sides = {
         side: _side(
@@ -163,14 +165,15 @@ def check_runs(side: Sequence[Version]) -> list[str]:
     other_files: set[str] = set()
     for one, other in combinations(side, 2):
         params = differing(params_in_force(one.params), params_in_force(other.params))
-        if params.pop(SEED, None) is None:
-            raise UserError(f"{one.name} and {other.name}: the same {SEED}. Name one run for each training seed.")
+        if training_seed(one.params) == training_seed(other.params):
+            raise UserError(f"{one.name} and {other.name}: the same train.seed. Name one run for each training seed.")
         for key, (expected, got) in params.items():
-            problem = f"{key}: expected {expected} as in {one.name}, got {got}"
-            raise UserError(f"{other.name}: {problem}. Runs of one side may differ in {SEED} alone.")
+            if key not in SEEDS:
+                problem = f"{key}: expected {expected} as in {one.name}, got {got}"
+                raise UserError(f"{other.name}: {problem}. Runs of one side may differ in train.seed alone.")
         files = differing(one.hashes, other.hashes)
         if str(ADAPTER) in one.hashes and str(ADAPTER) not in files:
-            raise UserError(f"{one.name} and {other.name}: the same adapter, but another {SEED}. Name one of them.")
+            raise UserError(f"{one.name} and {other.name}: the same adapter, but another train.seed. Name one of them.")
         other_files |= {path for path in files if path != str(ADAPTER) and not path.startswith(RESULTS_OF_A_RUN)}
     return [f"runs of one side differ in other files: {', '.join(sorted(other_files))}"] if other_files else []
 
@@ -186,7 +189,8 @@ def common_rows(versions: Sequence[Version]) -> list[list[int]]:
 
 
 def _identities(version: Version) -> list[tuple[Any, ...]]:
-    instruction = (version.params.get("prepare") or {}).get("instruction")
+    in_force = params_in_force(version.params)
+    instruction = in_force.get("profiles.<profile>.prepare.instruction", in_force.get("prepare.instruction"))
     own = ["" if row.instruction == instruction else row.instruction for row in version.rows]
     return [
         (row.id, system, row.history, row.input, row.context, row.output, row.references)
@@ -226,7 +230,7 @@ def _side(
             Run(
                 name=version.name,
                 commit=version.commit,
-                training_seed=params_in_force(version.params).get(SEED),
+                training_seed=training_seed(version.params),
                 rows_left_out=len(version.rows) - len(by_run),
                 rougeL=round(mean, 6),
             )
@@ -257,7 +261,13 @@ def params_in_force(params: dict[str, Any]) -> dict[str, Any]:
     from dvc.utils.flatten import flatten
 
     active = (params.get("profiles") or {}).get(params.get("profile")) or {}
-    return dict(flatten({**params, "profiles": {"<profile>": active}, "evaluate": {}}))
+    return dict(flatten({**params, "profiles": {"<profile>": active}, "evaluate": {}, "general": {}}))
+
+
+def training_seed(params: dict[str, Any]) -> int | None:
+    """Return the training seed of the active profile; None if the file has none."""
+    in_force = params_in_force(params)
+    return next((in_force[key] for key in reversed(SEEDS) if key in in_force), None)
 
 
 def counted(number: int, noun: str) -> str:

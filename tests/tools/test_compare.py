@@ -176,6 +176,9 @@ def test_runs_of_one_side_differ_in_their_training_seed_alone() -> None:
         for sides in (([], [one, wrong]), ([one, wrong], [one])):
             with pytest.raises(UserError, match=message):
                 compare_versions(*sides, CONFIG)
+    own_seeds = [{"profile": "p", "train": {"seed": 7}, "profiles": {"p": {"train": {"seed": n}}}} for n in (1, 2)]
+    both = [replace(run, params=own) for run, own in zip((one, other), own_seeds, strict=True)]
+    assert [run.training_seed for run in compare_versions([], both, CONFIG).new.runs] == [1, 2]
     code = replace(other, hashes=other.hashes | {"howto/training": "changed", "metrics/train.json": "new"})
     found = compare_versions([], [one, code], CONFIG)
     assert found.warnings == ["runs of one side differ in other files: howto/training"]
