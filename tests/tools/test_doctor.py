@@ -25,7 +25,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """As much of a clone as the doctor reads, as the working directory, and no settings for the hub."""
     for name in ("params.yaml", "pyproject.toml", "requirements.lock"):
         shutil.copyfile(ROOT / name, tmp_path / name)
-    (tmp_path / "data/howto").mkdir(parents=True)
+    for name in ("howto", "chat", "general"):
+        shutil.copytree(ROOT / "data" / name, tmp_path / "data" / name)
     monkeypatch.chdir(tmp_path)
     for name in HUB_VARIABLES:
         monkeypatch.delenv(name, raising=False)
