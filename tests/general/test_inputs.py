@@ -1,11 +1,13 @@
 """Every format of text is read in a fixed order, and the shipped files are what their data card says."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from howto.core.errors import UserError
+from howto.core.step_lists import step_numbers
 from howto.general.inputs import read_questions, read_texts
 from tests.conftest import ROOT
 
@@ -32,10 +34,11 @@ def test_a_folder_is_read_in_the_order_of_its_paths_and_other_files_are_named(
         list(read_texts(tmp_path / "d.pdf"))
 
 
-def test_the_shipped_passages_are_prose_of_90_to_130_words_and_no_two_are_on_one_subject() -> None:
+def test_the_shipped_passages_have_90_to_130_words_name_their_source_and_are_no_steps() -> None:
     lines = [json.loads(line) for line in TEXTS.read_text(encoding="utf-8").splitlines()]
-    assert len(lines) == len(list(read_texts(TEXTS))) == len({line["subject"] for line in lines}) == 24
-    assert all(90 <= len(line["text"].split()) <= 130 for line in lines)
+    assert len(lines) == len(list(read_texts(TEXTS))) == len({line["text"] for line in lines}) == 24
+    assert all(90 <= len(line["text"].split()) <= 130 and not step_numbers(line["text"]) for line in lines)
+    assert all(re.search(r", 1[789]\d\d$", line["source"]) for line in lines)
 
 
 def test_no_shipped_question_is_a_how_to_or_contains_its_answer() -> None:
