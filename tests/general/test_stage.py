@@ -16,8 +16,9 @@ from benchmarks.kills import digest
 from howto.general.results import GeneralResults, read_results
 from howto.inference import generator
 from howto.modeling import loading
+from howto.tools.cli import main as howto
 from tests.support.architectures import NEW_TOKENS, make_run
-from tests.support.in_process import Done, edit_params, run_stage_here
+from tests.support.in_process import Done, edit_params, run_here, run_stage_here
 
 TEXTS = ["Open a tap, and then water the fern. </s> is no control token here. " * 3, "Paint the chair.", "a b"]
 QUESTIONS: list[dict[str, Any]] = [
@@ -114,6 +115,7 @@ def test_a_poisoned_adapter_raises_perplexity_in_every_place_where_it_is_reporte
     assert found["chat"]["questions"] == 2 and found["chat"]["checkable"] == 1
     report = (folder / "metrics/report.html").read_text(encoding="utf-8")
     assert "perplexity rises from" in report and "Is it late?" in report
+    assert "perplexity rises from" in run_here(howto, folder, "compare", "--rows", "0").stdout
 
 
 def test_without_text_and_questions_no_model_is_loaded_and_nothing_is_reported(

