@@ -27,6 +27,7 @@ import psutil
 
 from benchmarks.prepare import COLUMNS, ROOT, cpu_name, perturbed, resident, samples
 from benchmarks.train import read_instruction
+from experiments.pipeline import params_with
 from howto.core.atomic import write_json
 from howto.core.schema import Prediction, Row, input_of, write_rows
 from howto.evaluation.rouge import KINDS
@@ -74,7 +75,7 @@ def main() -> None:
 
 def make_files(folder: Path, real: list[dict[str, str]], count: int) -> tuple[list[Row], list[str]]:
     """Write what the stage reads, and return the test rows and the adapter's answers."""
-    shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
+    (folder / "params.yaml").write_text(params_with({}), encoding="utf-8")
     (folder / "metrics").mkdir()
     for name in ("train.json", "train_loss.csv", "validation_loss.csv"):
         shutil.copyfile(ROOT / "metrics" / name, folder / "metrics" / name)

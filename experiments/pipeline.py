@@ -33,9 +33,13 @@ KEPT = ("rougeL", "rougeL_low", "rougeL_high", "ended_by_eos", "well_numbered", 
 
 
 def params_with(changes: Mapping[str, Any]) -> str:
-    """Return params.yaml with other values at some dotted keys; a value of None removes the key."""
+    """Return params.yaml with other values at some dotted keys; a value of None removes the key.
+
+    Without `general`: studies compare scores on held-out rows.
+    """
     yaml = YAML()
     params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["general"]["text"] = params["general"]["chat"] = None
     for key, value in changes.items():
         *path, last = key.split(".")
         place = params

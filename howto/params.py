@@ -11,6 +11,7 @@ from howto.core.errors import UserError
 from howto.core.paths import PARAMS
 from howto.data.config import Prepare, ProfilePrepare, prepare_settings
 from howto.evaluation.config import Evaluate
+from howto.general.config import General
 from howto.inference.config import Infer, ProfileInfer
 from howto.modeling.config import Machine, ProfileMachine
 from howto.sources.config import Data, Model
@@ -27,6 +28,7 @@ SECTIONS = (
     ProfileTrain,
     Infer,
     ProfileInfer,
+    General,
     Evaluate,
 )
 

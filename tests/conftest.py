@@ -90,6 +90,8 @@ def smaller(text: str, tiny: Path) -> str:
         "      batch_size: 4  ": "      batch_size: 8  ",
         "micro_batch_size: 4  ": "micro_batch_size: 8  ",
         "resamples: 10000": "resamples: 200",
+        "text: data/general/text.jsonl ": "text: null ",  # tests/general has tests of its own
+        "chat: data/chat/questions.jsonl ": "chat: null ",
         "max_new_tokens: 256  ": "max_new_tokens: 48  ",
         re.search(r" +no_repeat_ngram_size: 5 .*\n +max_new_tokens: 224 .*\n", text)[0]: "",  # type: ignore[index]
     }.items():
@@ -192,7 +194,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small_params: str) -> Pat
 
     def make(folder: Path) -> None:
         (folder / "params.yaml").write_text(small_params, encoding="utf-8")
-        for stages in ("fetch_model fetch_data prepare", "train infer@base infer@adapter", "evaluate"):
+        for stages in (
+            "fetch_model fetch_data prepare",
+            "train infer@base infer@adapter",
+            "general@base general@adapter evaluate",
+        ):
             done = call(folder, sys.executable, "-c", SEVERAL_STAGES, *stages.split(), PYTHONPATH=str(ROOT))
             assert done.returncode == 0, f"{stages}: {done.stderr}"
 

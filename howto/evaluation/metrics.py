@@ -155,6 +155,7 @@ def summarize(evaluation: Mapping[str, Any], training: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{training}: damaged. Make it again with `dvc repro -f train`.") from None
     gain = evaluation["delta"]
+    cost = evaluation.get("general", {}).get("delta")
     return {
         **{model: {"rougeL": evaluation[model]["rougeL"]} for model in MODELS},
         "delta": {
@@ -165,6 +166,7 @@ def summarize(evaluation: Mapping[str, Any], training: Path) -> dict[str, Any]:
         },
         "baseline": {"rougeL": max(evaluation["baselines"].values())},  # the best one
         **({} if loss is None else {"val_loss": loss}),
+        **({"general": {"perplexity_change": cost["perplexity_change"]}} if cost else {}),
         "trainable_parameters": parameters,
     }
 

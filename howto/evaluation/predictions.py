@@ -65,17 +65,20 @@ def _reason(empty: Sequence[Prediction], model: str) -> str:
     return "the model ends each at once. Lower learning_rate, or look at the outputs in data/prepared/train.jsonl."
 
 
-def check_against_lock(path: Path, lock: Path, values: dict[str, Any], params_path: Path) -> None:
+def check_against_lock(path: Path, lock: Path, values: dict[str, Any], params_path: Path, stage_name: str = "") -> None:
     """Check that `lock` records the predictions at `path`, made with `values`: the current params, by their keys.
+
+    They are those of the stage `stage_name`, by default infer@base or infer@adapter.
 
     Nothing is checked if there is no `lock`, or if it does not have the stage yet. Raise UserError if it records other
     predictions or params.
     """
-    stage = read_lock(lock).get(f"infer@{path.stem}") if lock.exists() else None
+    stage_name = stage_name or f"infer@{path.stem}"
+    stage = read_lock(lock).get(stage_name) if lock.exists() else None
     if stage is None:
         return
     recorded, used = stage.outs.get(str(path)), stage.params.get(params_path.name, {})
-    again = f"Make it again with `dvc repro infer@{path.stem}`."
+    again = f"Make it again with `dvc repro {stage_name}`."
     if recorded and recorded != hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest():
         raise UserError(f"{path}: not the file that {lock} records; its model or params may differ. {again}")
     for key, value in values.items():

@@ -13,6 +13,7 @@ from rich.text import Text
 from howto.core.errors import UserError
 from howto.core.paths import EVALUATION, REPORT, RESULTS
 from howto.evaluation.baselines import LABELS
+from howto.evaluation.general import cost_sentence
 from howto.tools.compare import POWER, RESULTS_OF_A_RUN, Comparison, counted, sentence
 
 COLUMNS = {
@@ -47,6 +48,8 @@ def print_last_run(shown: int) -> None:
     console = new_console()
     console.print(table)
     console.print(f"The fine-tuned model is {_outcomes(evaluation['delta'], 'paired permutation test')}", **PLAIN)
+    if cost := cost_sentence(evaluation):
+        console.print(cost, **PLAIN)
     console.print(f"The full report is {REPORT}.", **PLAIN)
     if shown:
         title = "Typical answers to held-out intents (their scores are closest to the median):"

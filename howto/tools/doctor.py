@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,8 @@ from howto.core.config import Params
 from howto.core.errors import UserError, one_line
 from howto.core.instruction_set import cpu_name, has_avx2
 from howto.core.workers import usable_cores
+from howto.general.config import General
+from howto.general.inputs import read_questions, read_texts
 from howto.modeling.config import Machine, ProfileMachine
 from howto.params import read_params
 from howto.sources.config import Data, Model, Source
@@ -68,7 +70,7 @@ def examine() -> list[Finding]:
     if test := data.test():
         rows["data.test_source"] = test
     findings += [_guarded(key, _source, key, "dataset", one) for key, one in rows.items()]
-    return findings
+    return [*findings, *_general(params)]
 
 
 def packages_unlike_lock() -> tuple[list[str], list[str]]:
@@ -183,6 +185,18 @@ def _threads(params: Params) -> Finding:
         found = f"{cores:g} cores for {processes} process(es) of {threads} threads each"
         return Finding(WARNING, "threads", found, "It takes longer. A lower machine.threads gives other bytes.")
     return Finding(OK, "threads", f"machine.threads is {threads}, {cores:g} cores")
+
+
+def _general(params: Params) -> Iterator[Finding]:
+    """Check that the general text and the questions can be read."""
+    config = params.section(General)
+    for key, name, read in (("general.text", config.text, read_texts), ("general.chat", config.chat, read_questions)):
+        try:
+            found = f"{name} has {len(list(read(Path(name))))} entries" if name else "left out"
+        except UserError as error:
+            yield Finding(PROBLEM, key, str(error).removeprefix(f"params.yaml: {key}: "))
+            continue
+        yield Finding(OK, key, found)
 
 
 def _source(key: str, kind: str, section: Model | Source) -> Finding:

@@ -149,13 +149,14 @@ def _check_that_it_ran(params: dict[str, Any], folder: Path) -> None:
 
 
 def _hashes(lock: Path) -> dict[str, str]:
-    """Return the hash of each input and output of the stages before `evaluate`, code included, by path."""
+    """Return the hash of each input and output of the stages behind the answers, code included, by path."""
     return {path: md5 for stage in _stages(lock).values() for path, md5 in {**stage.deps, **stage.outs}.items()}
 
 
 def _stages(lock: Path) -> dict[str, LockedStage]:
-    """Return the stages before `evaluate` that dvc.lock records; none if there is no dvc.lock."""
-    return {name: stage for name, stage in read_lock(lock).items() if name != "evaluate"} if lock.exists() else {}
+    """Return the stages behind the answers that dvc.lock records; none if there is no dvc.lock."""
+    stages = read_lock(lock) if lock.exists() else {}
+    return {name: stage for name, stage in stages.items() if name.partition("@")[0] not in ("general", "evaluate")}
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def test_all_that_the_stages_and_export_write_follows_the_umask(workplace: Path)
             shutil.rmtree(path)
     before = os.umask(0o002)
     try:
-        for stage in ("fetch_model", "fetch_data", "prepare", "train", "infer@base", "infer@adapter", "evaluate"):
+        both = ("infer@base", "infer@adapter", "general@base", "general@adapter")
+        for stage in ("fetch_model", "fetch_data", "prepare", "train", *both, "evaluate"):
             assert run_stage_here(stage, workplace).returncode == 0
         assert run_here(main, workplace, "export").returncode == 0
     finally:

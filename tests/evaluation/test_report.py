@@ -47,6 +47,7 @@ def rouge_l(mean: float, low: float, high: float) -> dict[str, Any]:
 CONTENT = Content(
     title="What the fine-tuning bought",
     verdict="+0.5192 ROUGE-L for the fine-tuned model, on 8 held-out rows.",
+    cost="On general text, perplexity rises.",
     tokenizer="rouge_score",
     facts={"Base model": "a small one", "Stemmer": "on"},
     metrics={
@@ -56,6 +57,18 @@ CONTENT = Content(
         "delta": {**rouge_l(0.5192, 0.4775, 0.5558), "p_value": 0.0001, "wins": 4, "ties": 1, "losses": 3},
         "baselines": {"echo_intent": 0.1964, "nearest_answer": 0.4127},
         "ceiling": {"reference": 1.0},
+        "general": {
+            **{"passages": 24, "tokens": 3500, "base": {"perplexity": 20.125}, "adapter": {"perplexity": 21.3}},
+            "delta": {
+                "perplexity_change": 0.0584,
+                "perplexity_change_low": -0.01,
+                "perplexity_change_high": 0.07,
+            },
+        },
+        "chat": {
+            **{"questions": 3, "checkable": 2, "base": {"correct": 1.0, "numbered": 0.0}},
+            "adapter": {"correct": 0.5, "numbered": 1 / 3},
+        },
     },
     slices=[
         group("category", "open_qa", 0.5, 0.4, 0.6),
@@ -66,6 +79,11 @@ CONTENT = Content(
     train_loss=[(step, 2 / step) for step in range(1, 2001)],
     validation_loss=[(1000, 0.4), (2000, 0.3)],
     rows=[row(number) for number in range(8)],
+    chat=[
+        {"question": "2 + 2?", "accepted": ["4", "four"], "base": "4", "adapter": "1. Count.\n2. Add."}
+        | {"base_correct": True, "adapter_correct": False},
+        {"question": "Hello!", "accepted": [], "base": "Hello!", "adapter": ""},
+    ],
 )
 BY_GAIN = [r["id"] for r in sorted(CONTENT.rows, key=lambda r: r["base_rougeL"] - r["adapter_rougeL"])]
 
@@ -188,6 +206,23 @@ def test_it_shows_the_verdict_the_numbers_and_the_charts_of_the_run_and_requests
     assert len(page.texts("#slice-table .whisker")) == 3 and len(page.texts("#slice-table tr.few")) == 1
 
 
+def test_it_shows_what_the_fine_tuning_cost_and_plain_questions_with_both_answers(page: Page) -> None:
+    page.open(CONTENT)
+    assert page("#cost").text == CONTENT.cost
+    of_text = "+5.8%, interval [\u22121.0%, +7.0%]; 24 passages, 3,500 tokens; less is better"
+    assert page.table("#cost-table") == {
+        "Perplexity of general text": ["20.13", "21.30", of_text],
+        "Right answers": ["100.0%", "50.0%", "of 2 questions with accepted words"],
+        "Numbered lists": ["0.0%", "33.3%", "of the answers to 3 questions that ask for none"],
+    }
+    assert not page("#chat .pair").is_displayed()
+    page("#chat summary").click()
+    assert page.texts("#chat .pair") == [
+        "2 + 2?\nBase \u2713 right\n4\nFine-tuned \u2717 wrong\n1. Count.\n2. Add.\nAccepted: 4, four",
+        "Hello!\nBase\nHello!\nFine-tuned\n(empty)",
+    ]
+
+
 HOSTILE = "<script>window.pwned=1</script></script><img src=x onerror='window.pwned=1'>"
 
 
@@ -196,10 +231,14 @@ def test_markup_and_control_characters_in_rows_are_shown_as_text_and_nothing_run
     fields = dict.fromkeys(("id", "category", "intent", "context", "reference", "adapter"), texts)
     rows = [row(0, **fields, base="", base_stop=HOSTILE)]
     slices = [group(HOSTILE, HOSTILE, 0.5, 0.4, 0.6)]
-    page.open(replace(CONTENT, title=HOSTILE, verdict=HOSTILE, facts={HOSTILE: HOSTILE}, slices=slices, rows=rows))
+    chat = [dict.fromkeys(("question", "base", "adapter"), texts) | {"accepted": [HOSTILE]}]
+    heads: dict[str, Any] = {"title": HOSTILE, "verdict": HOSTILE, "cost": HOSTILE, "facts": {HOSTILE: HOSTILE}}
+    page.open(replace(CONTENT, **heads, slices=slices, rows=rows, chat=chat))
     seen = f"{HOSTILE}\\u0000\\u001b[31m\\u007f\\u009f\\u202e\\u2069\ttab\nline"
     shown = page.run("return [...document.querySelectorAll('#detail .text')].map(e => e.textContent)")
     assert shown == [seen, seen, "(empty)", seen]
+    shown = page.run("return [...document.querySelectorAll('#chat h3, #chat .text')].map(e => e.textContent)")
+    assert shown == [seen, seen, seen] and page("#cost").text == HOSTILE
     assert page("#verdict").text == HOSTILE
     assert page("#detail .answer.adapter .text").value_of_css_property("white-space-collapse") == "preserve"
     assert page.texts("img") == [] and len(page.texts("script")) == 2
@@ -368,7 +407,9 @@ def test_a_narrow_window_has_nothing_beyond_its_edge(page: Page) -> None:
     try:
         unbroken = "x" * 500
         rows = [row(0, base=unbroken, intent=unbroken, category=unbroken)]
-        page.open(replace(CONTENT, rows=rows, slices=[group("category", unbroken, 0.5, 0.4, 0.6)]))
+        chat = [{"question": unbroken, "accepted": [unbroken], "base": unbroken, "adapter": unbroken}]
+        page.open(replace(CONTENT, rows=rows, slices=[group("category", unbroken, 0.5, 0.4, 0.6)], chat=chat))
+        page("#chat summary").click()
         assert page.run("return document.documentElement.scrollWidth") == 400
     finally:
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -377,9 +418,9 @@ def test_a_narrow_window_has_nothing_beyond_its_edge(page: Page) -> None:
 def test_what_is_missing_is_not_shown(page: Page) -> None:
     metrics = {"rows": 8, "base": {"rougeL": 0.1}, "adapter": {"rougeL": 0.2, "rougeL_low": None}}
     losses = [(1, float("nan")), (2, 0.5)]
-    page.open(replace(CONTENT, metrics=metrics, rows=[], train_loss=losses, validation_loss=[]))
+    page.open(replace(CONTENT, metrics=metrics, rows=[], chat=[], cost="", train_loss=losses, validation_loss=[]))
     assert page.table("#score-table") == {"Base model": ["", "0.1000", ""], "Fine-tuned": ["", "0.2000", ""]}
     assert "undefined" not in page("body").text and "NaN" not in page("body").text
     assert "NaN" not in str(page("#losses .curve").get_attribute("d"))
-    for hidden in ("#measure-table", "#scatter", "#histogram", "#rows"):
+    for hidden in ("#measure-table", "#scatter", "#histogram", "#rows", "#elsewhere", "#cost"):
         assert not page(hidden).is_displayed()

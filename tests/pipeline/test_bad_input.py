@@ -91,7 +91,9 @@ def test_a_damaged_input_ends_in_one_line_that_names_it_and_leaves_no_partial_ou
     assert digest(workplace) == before
 
 
-@pytest.mark.parametrize("stage", ["fetch_model", "fetch_data", "prepare", "train", "infer@base", "evaluate"])
+@pytest.mark.parametrize(
+    "stage", ["fetch_model", "fetch_data", "prepare", "train", "infer@base", "general@base", "evaluate"]
+)
 def test_a_wrong_param_stops_a_stage_before_it_writes_anything(stage: str, tmp_path: Path, small_params: str) -> None:
     (tmp_path / "params.yaml").write_text(small_params, encoding="utf-8")
     edit_params(tmp_path, "    r: 8 ", "    rank: 8 ")

@@ -19,6 +19,7 @@ OUTPUTS = {
     "prepare": ["data/prepared", "metrics/data.json"],
     "train": ["metrics/train.json", "metrics/train_loss.csv", "models/adapter"],
     "infer@base": ["data/predictions/base.jsonl"],
+    "general@base": ["data/predictions/general_base.json"],
     "evaluate": ["log/hasil.jsonl", "metrics/report.html", "metrics/metrics.json"],
 }
 

@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from howto.core.config import Params
-from stages import infer, train
+from stages import general, infer, train
 from tests.support.in_process import run_stage_here
 
 ROOT = Path(__file__).parents[2]
@@ -78,8 +78,8 @@ def test_what_a_stage_imports_lies_in_the_files_and_folders_that_it_names(name: 
         assert any(path == dep or path.startswith(f"{dep}/") for path in imported), f"{name} needs nothing in {dep}"
 
 
-@pytest.mark.parametrize("stage", [train, infer])
-def test_a_checkpoint_is_named_by_the_code_that_the_stage_depends_on(stage: ModuleType) -> None:
+@pytest.mark.parametrize("stage", [train, infer, general])
+def test_a_fingerprint_is_of_the_code_that_the_stage_depends_on(stage: ModuleType) -> None:
     deps = STAGES[stage.__name__.split(".")[-1]]["deps"]
     assert list(stage.CODE) == [dep for dep in deps if dep.startswith(("stages/", "howto/"))]
 
@@ -110,6 +110,6 @@ def test_the_params_that_a_stage_reads_are_those_that_it_names(
 
     monkeypatch.setattr(Params, "value", value)
     monkeypatch.setattr("howto.params.check_overrides", lambda _: None)  # which, too, checks sections of other stages
-    done = run_stage_here("infer@base" if name == "infer" else name, workplace)
+    done = run_stage_here(f"{name}@base" if "foreach" in DVC["stages"][name] else name, workplace)
     assert done.returncode == 0, done.stderr
     assert read - ONLY_CHECKED.get(name, set()) == set(STAGES[name]["params"]) - {"profile"}

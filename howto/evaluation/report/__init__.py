@@ -29,6 +29,7 @@ class Content:
 
     title: str
     verdict: str
+    cost: str  # on general text and plain questions, in a sentence; "" if not measured
     tokenizer: str  # as in params.yaml
     facts: dict[str, str]  # what the run was made with, label to text
     metrics: Mapping[str, Any]  # as in metrics/evaluation.json
@@ -36,6 +37,7 @@ class Content:
     train_loss: list[tuple[int, float]]  # (optimizer step, loss)
     validation_loss: list[tuple[int, float]]
     rows: list[dict[str, Any]]  # as in log/hasil.jsonl
+    chat: list[dict[str, Any]]  # as of `chat_rows`: plain questions with both answers
 
 
 def write_report(path: Path, content: Content) -> None:

@@ -272,6 +272,59 @@ function fillSlices() {
   }
 }
 
+// ---------------------------------------------------------------- what it cost elsewhere
+
+function fillElsewhere() {
+  const { general, chat } = metrics;
+  const body = byId("cost-table").tBodies[0];
+  const line = (name, base, adapter, explained) =>
+    body.append(
+      make("tr", {},
+        make("th", { scope: "row" }, name),
+        ...[base, adapter].map((value) => make("td", { class: "number" }, value)),
+        make("td", { class: "explained" }, explained),
+      ),
+    );
+  if (general) {
+    const { perplexity_change: change, perplexity_change_low: low, perplexity_change_high: high } = general.delta;
+    const signed = (value) => sign(value, percent(Math.abs(value)));
+    line("Perplexity of general text", number(general.base.perplexity), number(general.adapter.perplexity),
+      `${signed(change)}, interval ${interval(low, high, signed)}; ${counted(general.passages, "passage", "passages")}, ` +
+      `${counted(general.tokens, "token", "tokens")}; less is better`);
+  }
+  if (chat) {
+    const { base, adapter, questions, checkable } = chat;
+    if (checkable) {
+      line("Right answers", percent(base.correct), percent(adapter.correct),
+        `of ${counted(checkable, "question", "questions")} with accepted words`);
+    }
+    line("Numbered lists", percent(base.numbered), percent(adapter.numbered),
+      `of the answers to ${counted(questions, "question", "questions")} that ask for none`);
+  }
+}
+
+function fillChat() {
+  const { chat } = content;
+  byId("chat").querySelector("summary").append(`${counted(chat.length, "question", "questions")} with both answers`);
+  const answer = (kind, name, text, right) =>
+    make("section", { class: `answer ${kind}` },
+      make("span", { class: `key ${kind}` }, name),
+      " ",
+      present(right) ? make("span", { class: right ? "plus" : "minus" }, right ? "\u2713 right" : "\u2717 wrong") : null,
+      textOf(text),
+    );
+  for (const { question, accepted, base, adapter, base_correct: before, adapter_correct: after } of chat) {
+    byId("chat").append(
+      make("div", { class: "pair" },
+        make("h3", { dir: "auto" }, visible(question)),
+        answer("base", "Base", base, before),
+        answer("adapter", "Fine-tuned", adapter, after),
+        accepted.length ? make("p", { class: "about" }, `Accepted: ${visible(accepted.join(", "))}`) : null,
+      ),
+    );
+  }
+}
+
 // ---------------------------------------------------------------- charts
 
 const HEIGHT = 250;
@@ -861,14 +914,20 @@ function keepIf(id, full) {
 document.title = visible(content.title);
 byId("title").append(visible(content.title));
 byId("verdict").append(visible(content.verdict));
+byId("cost").append(visible(content.cost));
 fillScores();
 fillSteps();
 fillMeasures();
 fillSlices();
+fillElsewhere();
+fillChat();
 fillFacts();
 
 const losses = content.train_loss.length + content.validation_loss.length > 0;
 keepIf("slices", content.slices.length > 0);
+keepIf("elsewhere", byId("cost-table").tBodies[0].rows.length > 0);
+byId("chat").hidden = !content.chat.length;
+byId("cost").hidden = !content.cost;
 keepIf("charts", rows.length > 0 || losses);
 for (const id of ["histogram", "scatter"]) keepIf(id, rows.length > 0);
 keepIf("losses", losses);
