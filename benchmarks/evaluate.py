@@ -77,7 +77,7 @@ def make_files(folder: Path, real: list[dict[str, str]], count: int) -> tuple[li
     """Write what the stage reads, and return the test rows and the adapter's answers."""
     (folder / "params.yaml").write_text(params_with({}), encoding="utf-8")
     (folder / "metrics").mkdir()
-    for name in ("train.json", "train_loss.csv", "validation_loss.csv"):
+    for name in ("train.json", "train_loss.csv", "validation_loss.csv", "validation_rougeL.csv"):
         shutil.copyfile(ROOT / "metrics" / name, folder / "metrics" / name)
     random = Random(0)
     words = sorted({word for row in real for word in row["response"].split(" ") if word.isascii()})

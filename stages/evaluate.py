@@ -2,7 +2,7 @@
 
 reads:   data/predictions/{base,adapter}.jsonl, data/prepared/test.jsonl, data/prepared/train.jsonl (for the baselines),
          data/predictions/general_{base,adapter}.json,
-         metrics/train.json, metrics/train_loss.csv, metrics/validation_loss.csv
+         metrics/train.json, metrics/{train_loss,validation_loss,validation_rougeL}.csv
 params:  evaluate, general; for the report: profile, profiles.<profile>.model.source, profiles.<profile>.data
 writes:  metrics/metrics.json (the numbers that runs are compared by), metrics/evaluation.json (all numbers),
          metrics/report.html, metrics/{rouge,slices,differences,lengths_and_scores}.csv (plots),
@@ -28,7 +28,7 @@ from howto.evaluation.general import chat_rows, cost_sentence, measure_general, 
 from howto.evaluation.metrics import measure, summarize, verdict
 from howto.evaluation.plots import group_rows, slice_table, write_plots
 from howto.evaluation.predictions import MODELS, check_against_lock, read_predictions
-from howto.evaluation.report import Content, read_losses, write_report
+from howto.evaluation.report import Content, read_curve, write_report
 from howto.evaluation.results import side_by_side
 from howto.evaluation.scoring import score
 from howto.general.config import General
@@ -78,8 +78,9 @@ def evaluate(params: Params, config: Evaluate) -> None:
         facts=facts(params, config),
         metrics=evaluation,
         slices=[{str(key): value for key, value in line.items()} for line in slices.to_dict("records")],
-        train_loss=read_losses(METRICS / "train_loss.csv"),
-        validation_loss=read_losses(METRICS / "validation_loss.csv"),
+        train_loss=read_curve(METRICS / "train_loss.csv"),
+        validation_loss=read_curve(METRICS / "validation_loss.csv"),
+        validation_rouge_l=read_curve(METRICS / "validation_rougeL.csv"),
         rows=results,
         chat=chat_rows(general),
     )

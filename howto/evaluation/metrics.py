@@ -143,13 +143,15 @@ def _perplexity(answers: Answers) -> float | None:
 def summarize(evaluation: Mapping[str, Any], training: Path) -> dict[str, Any]:
     """Return what metrics/metrics.json holds: the numbers that `dvc metrics` and `dvc exp show` compare runs by.
 
-    `training` is metrics/train.json. `val_loss` is left out if there were no validation rows.
+    `training` is metrics/train.json. `val_loss` is left out if there were no validation rows, and `val_rougeL` if they
+    were not answered.
 
     Raise UserError if `training` is missing or damaged.
     """
     try:
         trained = json.loads(training.read_text(encoding="utf-8"))
         loss, parameters = trained["validation_loss"], trained["trainable_parameters"]
+        rouge_l = trained.get("validation_rougeL")
     except FileNotFoundError:
         raise UserError(f"{training}: no such file. Make it with `dvc repro train`.") from None
     except (KeyError, TypeError, ValueError):
@@ -166,6 +168,7 @@ def summarize(evaluation: Mapping[str, Any], training: Path) -> dict[str, Any]:
         },
         "baseline": {"rougeL": max(evaluation["baselines"].values())},  # the best one
         **({} if loss is None else {"val_loss": loss}),
+        **({} if rouge_l is None else {"val_rougeL": rouge_l}),
         **({"general": {"perplexity_change": cost["perplexity_change"]}} if cost else {}),
         "trainable_parameters": parameters,
     }

@@ -78,6 +78,7 @@ CONTENT = Content(
     ],
     train_loss=[(step, 2 / step) for step in range(1, 2001)],
     validation_loss=[(1000, 0.4), (2000, 0.3)],
+    validation_rouge_l=[(1000, 0.21), (2000, 0.25)],
     rows=[row(number) for number in range(8)],
     chat=[
         {"question": "2 + 2?", "accepted": ["4", "four"], "base": "4", "adapter": "1. Count.\n2. Add."}
@@ -193,6 +194,8 @@ def test_it_shows_the_verdict_the_numbers_and_the_charts_of_the_run_and_requests
     assert str(page("#scatter .points.adapter").get_attribute("d")).count("M") == 8
     assert 100 < str(page("#losses .curve.train").get_attribute("d")).count("L") < 250
     assert "0.3000" in page("#losses .keys").text
+    assert "0.2500" in page("#answers-curve .keys").text
+    assert len(page.browser.find_elements("css selector", "#answers-curve .dot")) == 2
     assert page.run("return performance.getEntriesByType('resource')") == []
 
     # Gains of groups have a sign, and a colour only if the interval excludes zero.
@@ -418,9 +421,10 @@ def test_a_narrow_window_has_nothing_beyond_its_edge(page: Page) -> None:
 def test_what_is_missing_is_not_shown(page: Page) -> None:
     metrics = {"rows": 8, "base": {"rougeL": 0.1}, "adapter": {"rougeL": 0.2, "rougeL_low": None}}
     losses = [(1, float("nan")), (2, 0.5)]
-    page.open(replace(CONTENT, metrics=metrics, rows=[], chat=[], cost="", train_loss=losses, validation_loss=[]))
+    empty = replace(CONTENT, metrics=metrics, rows=[], chat=[], cost="", validation_loss=[], validation_rouge_l=[])
+    page.open(replace(empty, train_loss=losses))
     assert page.table("#score-table") == {"Base model": ["", "0.1000", ""], "Fine-tuned": ["", "0.2000", ""]}
     assert "undefined" not in page("body").text and "NaN" not in page("body").text
     assert "NaN" not in str(page("#losses .curve").get_attribute("d"))
-    for hidden in ("#measure-table", "#scatter", "#histogram", "#rows", "#elsewhere", "#cost"):
+    for hidden in ("#measure-table", "#scatter", "#histogram", "#rows", "#elsewhere", "#cost", "#answers-curve"):
         assert not page(hidden).is_displayed()

@@ -36,6 +36,7 @@ class Content:
     slices: list[dict[str, Any]]  # `slice`, `group`, `rows`, and `base`, `adapter`, `delta` with `_low` and `_high`
     train_loss: list[tuple[int, float]]  # (optimizer step, loss)
     validation_loss: list[tuple[int, float]]
+    validation_rouge_l: list[tuple[int, float]]  # (optimizer step, ROUGE-L of answers)
     rows: list[dict[str, Any]]  # as in log/hasil.jsonl
     chat: list[dict[str, Any]]  # as of `chat_rows`: plain questions with both answers
 
@@ -49,8 +50,8 @@ def write_report(path: Path, content: Content) -> None:
         file.write(Template(page).substitute(values))
 
 
-def read_losses(path: Path) -> list[tuple[int, float]]:
-    """Return (optimizer step, loss) from each line of metrics/train_loss.csv or validation_loss.csv.
+def read_curve(path: Path) -> list[tuple[int, float]]:
+    """Return (optimizer step, value) from each line of a curve of training, such as metrics/train_loss.csv.
 
     Raise UserError if the file is missing or damaged.
     """

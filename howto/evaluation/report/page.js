@@ -480,32 +480,44 @@ function thinned(points) {
   return all;
 }
 
+const finitePoints = (points) => points.filter((point) => present(point[0]) && present(point[1]));
+
 function fillLosses() {
-  const finite = (points) => points.filter((point) => present(point[0]) && present(point[1]));
-  const [all, validation] = [finite(content.train_loss), finite(content.validation_loss)];
-  const train = thinned(all);
-  const both = [...train, ...validation];
+  const [all, validation] = [finitePoints(content.train_loss), finitePoints(content.validation_loss)];
+  const size = Math.ceil(all.length / POINTS);
   const keys = byId("losses").querySelector(".keys");
-  if (train.length) {
-    const size = Math.ceil(all.length / POINTS);
+  if (all.length) {
     keys.append(make("span", { class: "key line" }, size > 1 ? `training, mean of ${size} steps` : "training"));
   }
   if (validation.length) {
     keys.append(make("span", { class: "key adapter" }, `validation, ${score(validation.at(-1)[1])} at the end`));
   }
-  keepDrawn(byId("losses"), (width) => {
+  drawCurves("losses", thinned(all), validation, "Loss over the optimizer steps, in training and on the validation rows");
+}
+
+function fillAnswersCurve() {
+  const points = finitePoints(content.validation_rouge_l);
+  const key = make("span", { class: "key adapter" }, `${score(points.at(-1)[1])} at the end`);
+  byId("answers-curve").querySelector(".keys").append(key);
+  drawCurves("answers-curve", [], points, "ROUGE-L of answers to validation rows, over the optimizer steps");
+}
+
+/** Draw values over the optimizer steps: a line of training, and one with dots of validation. */
+function drawCurves(id, train, validation, label) {
+  const both = [...train, ...validation];
+  keepDrawn(byId(id), (width) => {
     const steps = both.map((point) => point[0]);
     const highest = Math.max(...both.map((point) => point[1])) * 1.05 || 1;
     const [low, high] = [Math.min(0, ...steps), Math.max(1, ...steps)];
     const { svg, left, top } = plot(width, { low, high, ticks: ticks(low, high, 5), title: "optimizer step" },
       { low: 0, high: highest, ticks: ticks(0, highest, 5) });
-    svg.setAttribute("aria-label", "Loss over the optimizer steps, in training and on the validation rows");
+    svg.setAttribute("aria-label", label);
     const line = (points) =>
-      "M" + points.map(([step, loss]) => `${left(step).toFixed(1)} ${top(loss).toFixed(1)}`).join("L");
+      "M" + points.map(([step, value]) => `${left(step).toFixed(1)} ${top(value).toFixed(1)}`).join("L");
     if (train.length) svg.append(draw("path", { class: "curve train", d: line(train) }));
     if (validation.length) svg.append(draw("path", { class: "curve", d: line(validation) }));
-    for (const [step, loss] of validation.length <= 40 ? validation : []) {
-      svg.append(draw("circle", { class: "dot adapter", cx: left(step), cy: top(loss), r: "4" }));
+    for (const [step, value] of validation.length <= 40 ? validation : []) {
+      svg.append(draw("circle", { class: "dot adapter", cx: left(step), cy: top(value), r: "4" }));
     }
     return svg;
   });
@@ -931,12 +943,14 @@ byId("cost").hidden = !content.cost;
 keepIf("charts", rows.length > 0 || losses);
 for (const id of ["histogram", "scatter"]) keepIf(id, rows.length > 0);
 keepIf("losses", losses);
+keepIf("answers-curve", content.validation_rouge_l.length > 0);
 keepIf("rows", rows.length > 0);
 document.querySelector("body > footer").hidden = !Object.keys(content.facts).length;
 
 byId("rows-lead").hidden = !(metrics.seeds > 1);
 
 if (losses) fillLosses();
+if (content.validation_rouge_l.length > 0) fillAnswersCurve();
 if (rows.length) {
   fillHistogram();
   fillScatter();
