@@ -130,7 +130,9 @@ def cost_sentence(evaluation: Mapping[str, Any]) -> str:
     if chat := evaluation.get("chat"):
         if total := chat["checkable"]:
             before, after = (round(chat[model]["correct"] * total) for model in MODELS)
-            sentences.append(f"Of {total} plain questions, {before} are answered right before and {after} after.")
+            sentences.append(
+                f"Of {total} plain questions, {before} get an answer with the right word before and {after} after."
+            )
         before, after = (round(chat[model]["numbered"] * chat["questions"]) for model in MODELS)
         sentences.append(f"Of {chat['questions']} answers, {before} are numbered lists before and {after} after.")
     return " ".join(sentences)

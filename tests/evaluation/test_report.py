@@ -215,13 +215,13 @@ def test_it_shows_what_the_fine_tuning_cost_and_plain_questions_with_both_answer
     of_text = "+5.8%, interval [\u22121.0%, +7.0%]; 24 passages, 3,500 tokens; less is better"
     assert page.table("#cost-table") == {
         "Perplexity of general text": ["20.13", "21.30", of_text],
-        "Right answers": ["100.0%", "50.0%", "of 2 questions with accepted words"],
+        "With the right word": ["100.0%", "50.0%", "answers to the 2 questions that have one"],
         "Numbered lists": ["0.0%", "33.3%", "of the answers to 3 questions that ask for none"],
     }
     assert not page("#chat .pair").is_displayed()
     page("#chat summary").click()
     assert page.texts("#chat .pair") == [
-        "2 + 2?\nBase \u2713 right\n4\nFine-tuned \u2717 wrong\n1. Count.\n2. Add.\nAccepted: 4, four",
+        "2 + 2?\nBase \u2713 right word\n4\nFine-tuned \u2717 no right word\n1. Count.\n2. Add.\nAccepted: 4, four",
         "Hello!\nBase\nHello!\nFine-tuned\n(empty)",
     ]
 

@@ -295,8 +295,8 @@ function fillElsewhere() {
   if (chat) {
     const { base, adapter, questions, checkable } = chat;
     if (checkable) {
-      line("Right answers", percent(base.correct), percent(adapter.correct),
-        `of ${counted(checkable, "question", "questions")} with accepted words`);
+      line("With the right word", percent(base.correct), percent(adapter.correct),
+        `answers to the ${counted(checkable, "question", "questions")} that have one`);
     }
     line("Numbered lists", percent(base.numbered), percent(adapter.numbered),
       `of the answers to ${counted(questions, "question", "questions")} that ask for none`);
@@ -310,7 +310,7 @@ function fillChat() {
     make("section", { class: `answer ${kind}` },
       make("span", { class: `key ${kind}` }, name),
       " ",
-      present(right) ? make("span", { class: right ? "plus" : "minus" }, right ? "\u2713 right" : "\u2717 wrong") : null,
+      present(right) ? make("span", { class: right ? "plus" : "minus" }, right ? "\u2713 right word" : "\u2717 no right word") : null,
       textOf(text),
     );
   for (const { question, accepted, base, adapter, base_correct: before, adapter_correct: after } of chat) {
