@@ -122,9 +122,8 @@ def cost_sentence(evaluation: Mapping[str, Any]) -> str:
     if general := evaluation.get("general"):
         base, adapter, delta = (general[part] for part in (*MODELS, "delta"))
         change, low, high = (delta[f"perplexity_change{name}"] for name in ("", "_low", "_high"))
-        moves = "rises" if change > 0 else "falls"
         sentences.append(
-            f"On general text, perplexity {moves} from {base['perplexity']:.1f} to {adapter['perplexity']:.1f} "
+            f"On general text, perplexity is {base['perplexity']:.1f} before and {adapter['perplexity']:.1f} after "
             f"({change:+.1%}, interval [{low:+.1%}, {high:+.1%}])."
         )
     if chat := evaluation.get("chat"):

@@ -78,7 +78,7 @@ def test_a_case_by_hand() -> None:
     }
     found["general"]["delta"] = delta
     sentence = cost_sentence(found)
-    assert sentence.startswith("On general text, perplexity rises from 5.8 to 7.0 (+22.1%, interval [")
+    assert sentence.startswith("On general text, perplexity is 5.8 before and 7.0 after (+22.1%, interval [")
     assert sentence.endswith(
         "Of 2 plain questions, 2 get an answer with the right word before and 1 after. "
         "Of 3 answers, 0 are numbered lists before and 2 after."

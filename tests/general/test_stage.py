@@ -114,8 +114,8 @@ def test_a_poisoned_adapter_raises_perplexity_in_every_place_where_it_is_reporte
     assert metrics["general"] == {"perplexity_change": pytest.approx(adapter / base - 1, rel=1e-3)}
     assert found["chat"]["questions"] == 2 and found["chat"]["checkable"] == 1
     report = (folder / "metrics/report.html").read_text(encoding="utf-8")
-    assert "perplexity rises from" in report and "Is it late?" in report
-    assert "perplexity rises from" in run_here(howto, folder, "compare", "--rows", "0").stdout
+    assert "On general text, perplexity is" in report and "Is it late?" in report
+    assert "On general text, perplexity is" in run_here(howto, folder, "compare", "--rows", "0").stdout
 
 
 def test_without_text_and_questions_no_model_is_loaded_and_nothing_is_reported(
