@@ -239,7 +239,7 @@ OTHER_ANSWERS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "another model": (lambda folder: None, ["--base"]),
     "another adapter": (lambda folder: shutil.copytree(folder / "models/adapter", folder / "x"), ["--adapter", "x"]),
     "other params": (lambda folder: edit_params(folder, "max_new_tokens: 48 ", "max_new_tokens: 49 "), []),
-    "another system message": (lambda folder: edit_params(folder, "instruction: Write", "instruction: Say"), []),
+    "another system message": (lambda folder: edit_params(folder, "instruction: Write step", "instruction: Say"), []),
     "other intents": (lambda folder: (folder / "intents.txt").write_text(f"\n{FERN}\n", encoding="utf-8"), []),
 }
 
