@@ -35,10 +35,10 @@ class Run:
         self.chat: Chat = load_chat(self.base)
         self.examples = encode(self.chat, self.rows, 512, shorten=False)
 
-    def engine(self, model: Any = None) -> Engine:
+    def engine(self, model: Any = None, **profile: Any) -> Engine:
         torch.manual_seed(0)
         peft = adapted(model or load_base(self.base, "float32", CPU), std=0.05)
-        return Engine(peft, self.examples, SHARED, train_profile(), self.chat.end)
+        return Engine(peft, self.examples, SHARED, train_profile(**profile), self.chat.end)
 
     def answers(self, engine: Engine, count: int = 6, *, examples: list[Example] | None = None) -> ValidationAnswers:
         held_out = self.examples[40:56] if examples is None else examples
@@ -81,9 +81,10 @@ def expected_score(run: Run, engine: Engine, count: int) -> float:
     return sum(scores) / count
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"], ids=["many rows at once", "one row at a time"])
-def test_the_score_is_that_of_greedy_answers_with_the_adapter_as_it_is(run: Run, architecture: str) -> None:
-    engine = run.engine(gpt2(len(run.chat.tokenizer)) if architecture == "gpt2" else None)
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "checkpointing"])
+def test_the_score_is_that_of_greedy_answers_with_the_adapter_as_it_is(run: Run, kind: str) -> None:
+    model = gpt2(len(run.chat.tokenizer)) if kind == "gpt2" else None
+    engine = run.engine(model, gradient_checkpointing=kind == "checkpointing")
     scorer = run.answers(engine)
     before = scorer.rouge_l(ALONE)
     assert before == pytest.approx(expected_score(run, engine, 6), abs=1e-12)
