@@ -54,15 +54,17 @@ def figures(commit: str) -> dict[str, Any]:
     params, lock = (yaml.load(git("show", f"{commit}:./{name}")) for name in ("params.yaml", "dvc.lock"))
     train = json.loads(git("show", f"{commit}:./metrics/train.json"))
     (adapter,) = (out["md5"] for out in lock["stages"]["train"]["outs"] if out["path"] == "models/adapter")
-    (scored,) = csv.DictReader(StringIO(git("show", f"{commit}:./metrics/validation_rougeL.csv")))
-    assert float(scored["validation_rougeL"]) == train["validation_rougeL"]
+    validations = csv.DictReader(StringIO(git("show", f"{commit}:./metrics/validation_rougeL.csv")))
+    scores = {int(line["step"]): float(line["validation_rougeL"]) for line in validations}
+    assert scores[train["kept_step"]] == train["validation_rougeL"]
     return {
         "commit": commit,
         "adapter_md5": adapter,
         "r": params["train"]["lora"]["r"],
         "learning_rate": params["profiles"]["smollm2"]["train"]["learning_rate"],
         "rows": train["rows"]["used"],
-        **{key: train[key] for key in ("steps", "tokens", "validation_loss", "validation_rougeL")},
+        **{key: train[key] for key in ("steps", "kept_step", "tokens", "validation_loss", "validation_rougeL")},
+        "last_validation_rougeL": scores[train["steps"]],
     }
 
 
