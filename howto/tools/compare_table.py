@@ -50,7 +50,7 @@ def print_last_run(shown: int) -> None:
     console.print(f"The fine-tuned model is {_outcomes(evaluation['delta'], 'paired permutation test')}", **PLAIN)
     if cost := cost_sentence(evaluation):
         console.print(cost, **PLAIN)
-    console.print(f"The full report is {REPORT}.", **PLAIN)
+    console.print(f"{_note('rows', ['the fine-tuned model'])} The full report is {REPORT}.", **PLAIN)
     if shown:
         title = "Typical answers to held-out intents (their scores are closest to the median):"
         console.print(f"\n{title}", style="dim", **PLAIN)
@@ -91,7 +91,8 @@ def print_comparison(found: Comparison, shown: int) -> None:
     if found.detectable:
         difference = f"a true difference of {found.detectable:.3f} is detected with {POWER:.0%} power"
         console.print(f"On {found.sample} like these, {difference}.", style="dim", **PLAIN)
-    console.print(_note(found), style="dim", **PLAIN)
+    single = [side.name for side in sides if len(side.runs) == 1]
+    console.print(_note("rows and training seeds" if found.over_seeds else "rows", single), style="dim", **PLAIN)
 
 
 def new_console() -> Console:
@@ -152,11 +153,9 @@ def _remarks(found: Comparison) -> list[str]:
     return lines
 
 
-def _note(found: Comparison) -> str:
-    """What the intervals cover, and what they do not."""
-    single = [side.name for side in (found.old, found.new) if len(side.runs) == 1]
+def _note(covered: str, single: Sequence[str]) -> str:
+    """What the intervals cover, and what they do not: the training seeds of models of a `single` run."""
     scores = "both scores" if len(single) == 2 else f"the score of {single[0]}" if single else ""
-    covered = "rows and training seeds" if found.over_seeds else "rows"
     return f"Intervals are over {covered}." + (f" Another training seed would change {scores} too." if scores else "")
 
 

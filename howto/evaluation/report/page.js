@@ -158,7 +158,7 @@ function fillScores() {
     "ROUGE-L (F-measure, 0 to 1)",
     present(total) ? ` on ${counted(total, "held-out row", "held-out rows")}${steps}` : "",
     seeds > 1 ? `; ${seeds} seeds` : "",
-    ". It counts the words that answer and reference have in common, in order. Whiskers and brackets are intervals.",
+    ". It counts the words that answer and reference have in common, in order. Whiskers and brackets are intervals over rows.",
   );
   const { wins, ties, losses, p_value: p } = delta;
   const outcome = [
@@ -168,7 +168,8 @@ function fillScores() {
   ].filter(Boolean);
   byId("score-note").append(
     outcome.length ? `The fine-tuned model scores ${outcome.join(", ")}. ` : "",
-    present(p) ? `The difference has p\u00a0${p < 0.0001 ? "<" : "="}\u00a0${Math.max(p, 0.0001).toFixed(4)}.` : "",
+    present(p) ? `The difference has p\u00a0${p < 0.0001 ? "<" : "="}\u00a0${Math.max(p, 0.0001).toFixed(4)}. ` : "",
+    present(p) ? "Another training seed would change the score of the fine-tuned model too." : "",
   );
 }
 
