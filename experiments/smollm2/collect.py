@@ -3,7 +3,7 @@
 python -m experiments.smollm2.collect
 
 reads:   the commits of the experiments, and their answers from DVC's cache
-writes:  results.json, learning_curve.csv (for `dvc plots show`)
+writes:  results.json, learning_curve.csv (which learning_curve.vl.json draws)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 SEEDS = [f"seed-{seed}" for seed in (1, 2, 3, 4)]  # beside the run of the commit that they are based on
 RANK_AND_RATE = [f"r{rank}-{rate}" for rank in (4, 8, 16) for rate in ("1.5e-3", "3e-3")]
 ROWS = ["rows-60", "rows-120", "rows-240", "r8-3e-3"]  # the last one has all rows
-CURVE = ("rows", "rows_seen", "validation_loss", "validation_rougeL")
+MEASURES = ("validation_loss", "validation_rougeL")
 
 
 @reports_errors
@@ -50,7 +50,7 @@ def main() -> None:
             "experiments": {"committed": figures(base), **found},
         },
     )
-    write_csv(HERE / "learning_curve.csv", [CURVE, *([found[name][field] for field in CURVE] for name in ROWS)])
+    write_curve({name: found[name] for name in ROWS})
     print(f"study: {len(found)} experiments -> {HERE / 'results.json'}")
 
 
@@ -73,8 +73,7 @@ def figures(commit: str) -> dict[str, Any]:
     params, lock = (yaml.load(git("show", f"{commit}:./{name}")) for name in ("params.yaml", "dvc.lock"))
     train = json.loads(git("show", f"{commit}:./metrics/train.json"))
     (adapter,) = (out["md5"] for out in lock["stages"]["train"]["outs"] if out["path"] == "models/adapter")
-    validations = csv.DictReader(StringIO(git("show", f"{commit}:./metrics/validation_rougeL.csv")))
-    scores = {int(line["step"]): float(line["validation_rougeL"]) for line in validations}
+    losses, scores = (validations(commit, name) for name in MEASURES)
     profile = params["profiles"]["smollm2"]["train"]
     rows = train["rows"]["used"]
     found = {
@@ -88,8 +87,9 @@ def figures(commit: str) -> dict[str, Any]:
         **{key: train[key] for key in ("steps", "kept_step", "tokens", "validation_loss")},
     }
     if scores:
-        kept, last = (scores[train[step]] for step in ("kept_step", "steps"))
-        return found | {"validation_rougeL": kept, "last_validation_rougeL": last}
+        kept, last = train["kept_step"], train["steps"]
+        ends = {"last_validation_loss": losses[last], "last_validation_rougeL": scores[last]}
+        return found | {"validation_rougeL": scores[kept], **ends}
     evaluation = json.loads(git("show", f"{commit}:./metrics/evaluation.json"))
     adapter_scores, chat = evaluation["adapter"], evaluation["chat"]["adapter"]
     return found | {
@@ -98,6 +98,22 @@ def figures(commit: str) -> dict[str, Any]:
         "chat_correct": chat["correct"],
         "chat_numbered": chat["numbered"],
     }
+
+
+def write_curve(found: dict[str, dict[str, Any]]) -> None:
+    """Write the validation loss and ROUGE-L of the kept and of the last adapter, by the number of rows."""
+    lines = [
+        [adapter, one["rows"], one["rows_seen"], *(one[prefix + measure] for measure in MEASURES)]
+        for adapter, prefix in (("lowest loss", ""), ("last", "last_"))
+        for one in found.values()
+    ]
+    write_csv(HERE / "learning_curve.csv", [["adapter", "rows", "rows_seen", *MEASURES], *lines])
+
+
+def validations(commit: str, name: str) -> dict[int, float]:
+    """Return one of the validation curves of metrics/, by step."""
+    lines = csv.DictReader(StringIO(git("show", f"{commit}:./metrics/{name}.csv")))
+    return {int(line["step"]): float(line[name]) for line in lines}
 
 
 def git(*command: str) -> str:
