@@ -48,9 +48,10 @@ def print_last_run(shown: int) -> None:
     console = new_console()
     console.print(table)
     console.print(f"The fine-tuned model is {_outcomes(evaluation['delta'], 'paired permutation test')}", **PLAIN)
+    console.print(_note("rows", ["the fine-tuned model"]), **PLAIN)
     if cost := cost_sentence(evaluation):
         console.print(cost, **PLAIN)
-    console.print(f"{_note('rows', ['the fine-tuned model'])} The full report is {REPORT}.", **PLAIN)
+    console.print(f"The full report is {REPORT}.", **PLAIN)
     if shown:
         title = "Typical answers to held-out intents (their scores are closest to the median):"
         console.print(f"\n{title}", style="dim", **PLAIN)

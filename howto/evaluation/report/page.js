@@ -138,6 +138,8 @@ function plainRows(labels, scores) {
     });
 }
 
+const SEEDS_NOTE = "Another training seed would change the score of the fine-tuned model too.";
+
 function fillScores() {
   const table = byId("score-table");
   table.querySelector("th.track").append(trackAxis(SCORES));
@@ -158,7 +160,8 @@ function fillScores() {
     "ROUGE-L (F-measure, 0 to 1)",
     present(total) ? ` on ${counted(total, "held-out row", "held-out rows")}${steps}` : "",
     seeds > 1 ? `; ${seeds} seeds` : "",
-    ". It counts the words that answer and reference have in common, in order. Whiskers and brackets are intervals over rows.",
+    ". It counts the words that answer and reference have in common, in order.",
+    " Whiskers and brackets are intervals over rows.",
   );
   const { wins, ties, losses, p_value: p } = delta;
   const outcome = [
@@ -168,8 +171,7 @@ function fillScores() {
   ].filter(Boolean);
   byId("score-note").append(
     outcome.length ? `The fine-tuned model scores ${outcome.join(", ")}. ` : "",
-    present(p) ? `The difference has p\u00a0${p < 0.0001 ? "<" : "="}\u00a0${Math.max(p, 0.0001).toFixed(4)}. ` : "",
-    present(p) ? "Another training seed would change the score of the fine-tuned model too." : "",
+    present(p) ? `The difference has p\u00a0${p < 0.0001 ? "<" : "="}\u00a0${Math.max(p, 0.0001).toFixed(4)}. ${SEEDS_NOTE}` : "",
   );
 }
 
